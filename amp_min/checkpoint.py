@@ -1,0 +1,111 @@
+"""What keeps a training run safe: checkpoints that can be continued to the byte, the log, and the final folder.
+
+A run works in "<out>.part" and is renamed to <out> when it is complete, so <out> is never half a model.  A checkpoint
+holds the trained weights and the optimizer's state as safetensors (a pickle could run code) and the step; the order of
+the data and everything random follow from seed and step, so there is nothing else to keep.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from amp_min import records
+from amp_min.checks import UserError
+from amp_min.losses import pair_indices
+
+FREE = ("resume", "out", "show", "save_every")          # settings that may differ between a run and its continuation
+
+
+def facts(settings):
+    """What a continuation must share with its beginning: settings and the preference file's content."""
+    kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
+    return kept | {"sha256 of the preferences": records.sha256_file(settings.preferences)}
+
+
+def begin(settings):
+    """The folder to work in, or None when --resume finds the run complete.  A new run clears what an old one left."""
+    out, folder, now = Path(settings.out), Path(f"{settings.out}.part"), facts(settings)
+    for place in (out, folder):
+        if settings.resume and (place / "train.json").is_file():
+            before = json.loads((place / "train.json").read_text(encoding="utf-8"))["run"]
+            if changed := [key for key in now if before.get(key) != now[key]]:
+                raise UserError(f"{place}: was begun with {changed[0]} = {before.get(changed[0])!r}, now it is {now[changed[0]]!r}; "
+                                "go back to that, or drop --resume")
+            return None if place == out else folder
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    records.write_json(folder / "train.json", {"run": now, "versions": records.versions()})
+    return folder
+
+
+def finish(folder, settings):
+    """Drop the checkpoints and give the folder its final name."""
+    for old in folder.glob("checkpoint-*"):
+        shutil.rmtree(old)
+    out = Path(settings.out)
+    if out.exists():
+        shutil.rmtree(out)
+    os.rename(folder, out)
+
+
+def save(folder, step, trained, optimizer):
+    """Write checkpoint-<step>, whole or not at all, and keep the newest two."""
+    temporary, final = folder / "saving", folder / f"checkpoint-{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, temporary / "weights.safetensors")
+    state = {f"{name}/{key}": value.detach().cpu().contiguous() for name, p in trained.items()
+             for key, value in optimizer.state[p].items()}                                   # exp_avg, exp_avg_sq, step
+    save_file(state, temporary / "optimizer.safetensors")
+    os.rename(temporary, final)
+    for old in sorted(folder.glob("checkpoint-*"))[:-2]:
+        shutil.rmtree(old)
+
+
+def restore(folder, trained, optimizer):
+    """Load the newest checkpoint into the model and the optimizer; returns its step, 0 when there is none."""
+    found = sorted(folder.glob("checkpoint-*"))
+    if not found:
+        return 0
+    weights, state = load_file(found[-1] / "weights.safetensors"), load_file(found[-1] / "optimizer.safetensors")
+    if weights.keys() != trained.keys():
+        raise UserError(f"{found[-1]}: holds other parameters than those that train now; drop --resume")
+    with torch.no_grad():
+        for name, p in trained.items():
+            p.copy_(weights[name])
+            optimizer.state[p] = {key: state[f"{name}/{key}"].to("cpu" if key == "step" else p.device)
+                                  for key in ("step", "exp_avg", "exp_avg_sq")}
+    return int(found[-1].name.split("-")[1])
+
+
+def open_log(path, steps):
+    """The log, cut back to the first `steps` lines: what came after the checkpoint will be done again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps] if path.exists() else []
+    path.write_text("".join(lines), encoding="utf-8")
+    return open(path, "a", encoding="utf-8", buffering=1)
+
+
+def log_line(step, epoch, loss, grad_norm, lr, seen, seconds):
+    """One step as one line of JSON.
+
+    logp and ratio are means over the step's sets, one figure per level, best first: log pi_theta(y_k), and how far it has
+    moved from the reference.  accuracy is the share of *all* pairs i < j whose margin ratio_i - ratio_j is above zero,
+    margin their mean.  A falling logp of the best answer is common in DPO; the penalty of Eq. 6 is there to stop it.
+    grad_norm is measured before clipping.
+    """
+    policy, ref = torch.cat([part[1] for part in seen]), torch.cat([part[2] for part in seen])   # (batch, K)
+    ratio = policy - ref
+    line = {"step": step, "epoch": round(epoch, 4), "loss": loss}
+    if policy.shape[1] > 1:
+        i, j = torch.tensor(pair_indices(policy.shape[1])).T
+        margin = ratio[:, i] - ratio[:, j]                                                   # (batch, pairs)
+        line |= {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean())}
+    line |= {"logp": policy.mean(0).tolist(), "ratio": ratio.mean(0).tolist(), "grad_norm": grad_norm, "lr": lr,
+             "tokens_per_second": round(sum(part[3] for part in seen) / seconds)}
+    return json.dumps(line) + "\n"

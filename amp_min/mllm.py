@@ -1,0 +1,276 @@
+"""A LLaVA-family checkpoint as this project uses it: load, look at pictures, build the prompt, answer.
+
+Everything works on ordinary Hugging Face folders (or hub ids) with a processor, so a tiny LLaVA made here and
+llava-hf/llava-1.5-7b-hf are interchangeable.  A picture becomes P "image tokens" (P = 576 for LLaVA-1.5):
+
+    picture --image processor--> pixels --vision tower--> (P, D_vision) --projector--> (P, D)  put where <image> stands
+
+Here D is the language model's width, B the batch, T the tokens of a sequence.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+
+from amp_min.checks import UserError
+from amp_min.pictures import open_image
+
+# LLaVA-1.5's conversation format, for checkpoints that bring no chat template of their own.
+LLAVA_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }} {% endif %}{% endfor %}"
+    "{% else %}ASSISTANT: {{ m['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}")
+
+
+@dataclass
+class Mllm:
+    name: str                           # folder or hub id, for messages
+    model: LlavaForConditionalGeneration
+    processor: object
+    image_token_id: int
+    image_tokens: int                   # P, the same for every picture
+
+    @property
+    def tokenizer(self):
+        return self.processor.tokenizer
+
+    @property
+    def device(self):
+        return self.model.device
+
+
+# ---- loading ----------------------------------------------------------------------------------------------------
+
+def choose_dtype(name, device):
+    """(dtype, reason) for "auto" | "bf16" | "fp32"."""
+    if name == "auto":
+        if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.bfloat16, "this GPU computes in bf16: half the memory, no loss scaling needed"
+        return torch.float32, "no bf16 GPU: on a CPU bf16 is slower than fp32"
+    if name not in ("bf16", "fp32"):
+        raise UserError(f"--dtype {name}: choose auto, bf16 or fp32")
+    return (torch.bfloat16 if name == "bf16" else torch.float32), "as asked"
+
+
+def choose_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def hub(load, name, **kwargs):
+    """Call a `from_pretrained`; what can go wrong outside our code becomes one line that says what to do."""
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise UserError(f"{name}: has no config.json, so it is not a model folder")
+    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+        raise UserError(f"{name}: no such model folder")
+    try:
+        return load(name, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().split("\n")[0]
+        if not Path(name).is_dir():
+            raise UserError(f"{name}: cannot be had from the hub ({first}); download it where there is a network with "
+                            f"`hf download {name} --local-dir DIR` and give DIR instead") from error
+        raise UserError(f"{name}: cannot be loaded: {first}") from error
+
+
+def load(name, dtype=torch.float32, device="cpu"):
+    """Load a LLaVA and its processor, strictly: every weight present, none left over, and all parts agree.
+
+    Only safetensors weights are read, and no code from a checkpoint is run.  Errors: UserError, one line.
+    """
+    name = str(name)
+    config = hub(AutoConfig.from_pretrained, name)
+    if config.model_type != "llava":
+        raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles 'llava' (LLaVA-1.5 "
+                        "and interleave checkpoints), where every picture has the same number of image tokens")
+    if Path(name).is_dir() and not (Path(name) / "processor_config.json").is_file() and not (Path(name) / "preprocessor_config.json").is_file():
+        raise UserError(f"{name}: has no processor_config.json; save the processor beside the weights (processor.save_pretrained)")
+    processor = hub(AutoProcessor.from_pretrained, name)
+    model, info = hub(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype, use_safetensors=True,
+                      output_loading_info=True)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
+    return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(name, config)))
+
+
+def image_tokens_of(name, config):
+    """P from the config: patches of the vision tower, plus its class token when the checkpoint keeps that one."""
+    vision = config.vision_config
+    if vision.image_size % vision.patch_size:
+        raise UserError(f"{name}: image size {vision.image_size} is no multiple of patch size {vision.patch_size}")
+    return (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+
+
+def check(m):
+    """Cross-check tokenizer, processor and model; a mismatch here is silent nonsense later."""
+    rows = m.model.get_input_embeddings().weight.shape[0]
+    if len(m.tokenizer) > rows:
+        raise UserError(f"{m.name}: the tokenizer has {len(m.tokenizer)} tokens, the model {rows} embeddings")
+    if m.tokenizer.eos_token_id is None or m.tokenizer.pad_token_id is None:
+        raise UserError(f"{m.name}: the tokenizer has no end-of-sequence or no padding token")
+    if m.tokenizer.convert_tokens_to_ids(m.processor.image_token) != m.image_token_id:
+        raise UserError(f"{m.name}: image token {m.processor.image_token!r} is not id {m.image_token_id} in the tokenizer")
+    blank = m.processor(images=Image.new("RGB", (64, 64)), text=m.processor.image_token, return_tensors="pt")
+    made = int((blank["input_ids"] == m.image_token_id).sum())
+    if made != m.image_tokens:
+        raise UserError(f"{m.name}: the processor makes {made} image tokens, the vision tower {m.image_tokens}")
+    side = m.model.config.vision_config.image_size
+    if tuple(blank["pixel_values"].shape[-2:]) != (side, side):
+        raise UserError(f"{m.name}: the processor makes {tuple(blank['pixel_values'].shape[-2:])} pixels, the vision tower reads {side}")
+    m.processor.chat_template = m.processor.chat_template or m.tokenizer.chat_template or LLAVA_TEMPLATE
+    return m
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------
+
+def pixels(m, pictures):
+    """Pillow pictures -> (N, 3, H, W), by the checkpoint's own preprocessing: the same in training and evaluation."""
+    return m.processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+
+
+@torch.no_grad()
+def look(m, pixel_values, batch=64):
+    """What the frozen vision tower sees, before the projector: (N, 3, H, W) -> (N, P, D_vision).
+
+    The tower is never trained here, so a picture needs this once for all its answers, epochs and the reference.
+    """
+    config, tower = m.model.config, m.model.model.vision_tower
+    seen = []
+    for chunk in pixel_values.to(m.device, next(tower.parameters()).dtype).split(batch):
+        hidden = tower(chunk, output_hidden_states=True).hidden_states
+        layers = config.vision_feature_layer if isinstance(config.vision_feature_layer, (list, tuple)) else [config.vision_feature_layer]
+        first = 0 if config.vision_feature_select_strategy == "full" else 1                 # "default" drops the class token
+        seen.append(torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1))      # (chunk, P, D_vision)
+    return torch.cat(seen)
+
+
+def eyes(m, paths, limit_gb=4.0):
+    """A function from row numbers to what the vision tower sees of their pictures: list of B -> (B, P, D_vision).
+
+    paths: the picture of each row.  Each distinct picture is looked at once and kept in memory, when all of them fit
+    into limit_gb; else they are looked at again whenever they are needed.  The tower is frozen: both give the same.
+    """
+    distinct = {path: i for i, path in enumerate(dict.fromkeys(paths))}
+    pictures = list(distinct)
+    see = lambda some: look(m, pixels(m, map(open_image, some)))
+    gigabytes = see(pictures[:1]).nbytes * len(pictures) / 1e9
+    if gigabytes > limit_gb:
+        print(f"{len(pictures)} pictures would take {gigabytes:.1f} GB of features, more than {limit_gb:g}: looking at them anew each time")
+        return lambda rows: see([paths[i] for i in rows])
+    bar = tqdm(range(0, len(pictures), 64), desc="look", unit="64 pictures", leave=False, disable=None)
+    features = torch.cat([see(pictures[start:start + 64]).cpu() for start in bar])
+    return lambda rows: features[[distinct[paths[i]] for i in rows]].to(m.device)
+
+
+def embed(m, input_ids, features):
+    """Token embeddings with the projected pictures in the places of the image tokens.
+
+    input_ids (B, T), features (B, P, D_vision) from `look` -> (B, T, D).  The projector runs here, so it may train.
+    """
+    words = m.model.get_input_embeddings()(input_ids)                                       # (B, T, D)
+    projected = m.model.model.multi_modal_projector(features).to(words.dtype)               # (B, P, D)
+    places = (input_ids == m.image_token_id).unsqueeze(-1).expand_as(words)                 # (B, T, D)
+    return words.masked_scatter(places, projected)
+
+
+# ---- text -------------------------------------------------------------------------------------------------------
+
+def conversation(m, questions, answers):
+    """The conversation cut at its seams: [(head, said), …], one per round; the last `said` is missing when the last
+    question is still open.  head ends where the model starts to speak, said ends with the end-of-sequence token.
+
+    The text between is the checkpoint's chat template's.  LLaVA-1.5's own template forgets the end-of-sequence token
+    that the model was trained with; it is put back.
+    """
+    eos, pieces, messages, done = m.tokenizer.eos_token, [], [], ""
+    for i, question in enumerate(questions):
+        picture = [{"type": "image"}] if i == 0 else []
+        messages.append({"role": "user", "content": picture + [{"type": "text", "text": question}]})
+        asked = m.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        head = asked[len(done):]
+        if not asked.startswith(done):
+            raise UserError(f"{m.name}: its chat template rewrites earlier rounds, so multi-round answers cannot be scored")
+        if i >= len(answers):
+            return pieces + [(head, None)]
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[i]}]})
+        done = m.processor.apply_chat_template(messages, tokenize=False)
+        if not done.startswith(asked):
+            raise UserError(f"{m.name}: its chat template does not continue its own generation prompt")
+        said = done[len(asked):]
+        # What the template adds after the end-of-sequence token belongs to the next head.
+        cut = said.find(eos) + len(eos) if eos in said else len(said)
+        pieces.append((head, said[:cut] if eos in said else said.rstrip() + eos))
+        done = done[:len(asked) + cut]
+    return pieces
+
+
+def encode(m, questions, answers):
+    """A conversation as tokens: (ids, rounds), two lists of length T.
+
+    rounds[t] is the round (1, 2, …) that token t is an answer token of, 0 where it is prompt or picture.  Answers are
+    tokenized together with what stands before them, exactly as the model meets them when it generates.
+    """
+    text, ids, rounds = "", [], []
+    for number, (head, said) in enumerate(conversation(m, questions, answers), start=1):
+        for piece, mark in ((head, 0), (said, number)):
+            if piece is None:
+                break
+            text += piece
+            longer = tokens(m, text)
+            if longer[:len(ids)] != ids:
+                raise UserError(f"{m.name}: the tokenizer joins prompt and answer at {text[-40:]!r}; the answer cannot be scored")
+            rounds += [mark] * (len(longer) - len(ids))
+            ids = longer
+    at = ids.index(m.image_token_id)
+    wide = lambda values: values[:at] + [values[at]] * m.image_tokens + values[at + 1:]      # <image> -> P image tokens
+    return wide(ids), wide(rounds)
+
+
+def tokens(m, text):
+    bos = m.tokenizer.bos_token
+    return m.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+
+
+# ---- answering --------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def answer(m, features, questions, answers, decoding):
+    """Answer the open question of B conversations: list of B strings.
+
+    features (B, P, D_vision); questions, answers: B lists, with one answer fewer than questions.  decoding: keyword
+    arguments of transformers' `generate`.  Special tokens cannot be said: an answer that holds the image token would
+    stop the training on it.
+    """
+    prompts = [encode(m, q, a)[0] for q, a in zip(questions, answers, strict=True)]
+    T = max(map(len, prompts))
+    pad = m.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (T - len(p)) + p for p in prompts], device=m.device)        # (B, T), padded on the left
+    mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], device=m.device)
+    silent = [i for i in m.tokenizer.all_special_ids if i != m.tokenizer.eos_token_id]
+    out = m.model.generate(inputs_embeds=embed(m, ids, features.to(m.device)), attention_mask=mask, suppress_tokens=silent,
+                           pad_token_id=pad, eos_token_id=m.tokenizer.eos_token_id, **decoding)
+    return [text.strip() for text in m.tokenizer.batch_decode(out, skip_special_tokens=True)]
+
+
+def converse(m, see, questions, decoding, batch, desc):
+    """Hold a conversation per row, round by round, each on the model's own earlier answers: N lists of answers.
+
+    see: row numbers -> features, from `eyes`; questions: N lists; batch: conversations answered together.
+    """
+    said = [[] for _ in questions]
+    with tqdm(total=sum(map(len, questions)), desc=desc, unit="answer", disable=None) as bar:
+        for turn in range(max(map(len, questions))):
+            waiting = [i for i, asked in enumerate(questions) if len(asked) > turn]
+            waiting.sort(key=lambda i: len(" ".join(questions[i][:turn + 1] + said[i])))     # equally long together: less padding
+            for start in range(0, len(waiting), batch):
+                rows = waiting[start:start + batch]
+                texts = answer(m, see(rows), [questions[i][:turn + 1] for i in rows], [said[i] for i in rows], decoding)
+                for i, text in zip(rows, texts):
+                    said[i].append(text)
+                bar.update(len(rows))
+    return said

@@ -1,0 +1,253 @@
+"""The rows that pass between stages: read and checked, written so that a run can be stopped and continued.
+
+Every stage reads one JSONL file and writes another: UTF-8, one JSON object a line. Three kinds of row:
+
+    prompt      {"id", "image", "questions": [...], "answers": [...]}                 one entry per dialogue round
+    candidate   {"id", "image", "questions", "responses": [{"source", "answers"}, ...]}          in initial order
+    preference  the same, best first; a response may hold "accuracy" and "score", the row "initial_order"
+
+A row holds K ranked responses and never pairs: pairs are made from indices at training time, so nothing is stored
+twice. Keys that are not named here travel through untouched. checks.py says what each row must hold. The paper says
+nothing about files; all of this is ours.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import reprlib
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+from amp_min.checks import JSON_NAMES, BadRow, UserError, check_row
+
+MAX_LINE = 64 * 2**20            # bytes; keeps a file without line ends from filling the memory
+
+
+# ---- read -----------------------------------------------------------------------------------------------------------
+
+def read(path, kind, skip_bad=False, on_bad=None, check_images=None):
+    """Yield the rows of a JSONL file in order, each checked; one line is in memory at a time.
+
+    kind: "prompt" | "candidate" | "preference". A bad row raises BadRow, or with `skip_bad` is left out and handed
+    to `on_bad(bad_row)`. `check_images(row)` may raise UserError when the row's picture cannot be used; such a row is
+    bad too. A byte-order mark, CRLF line ends and blank lines are accepted. A file without a usable row raises.
+    """
+    first_line = {}              # hash of id -> line: 64 bits an id are enough to see a duplicate, and stay small
+    number = kept = 0
+    with open_input(path) as file:
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise BadRow(f"line is longer than {MAX_LINE} bytes; write one object a line", f"{path}:{number}")
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                row = parse(line)
+                check_row(row, kind)
+                if check_images is not None:
+                    check_images(row)
+                # Last, so that a row dropped for another reason does not make a later, good one a duplicate.
+                first = first_line.setdefault(hash(row["id"]), number)
+                if first != number:
+                    raise BadRow(f"id stands on line {first} too; give every row an id of its own")
+            except UserError as error:
+                bad = BadRow(error.problem if isinstance(error, BadRow) else str(error), f"{path}:{number}")
+                if not skip_bad:
+                    raise bad from None
+                if on_bad is not None:
+                    on_bad(bad)
+                continue
+            kept += 1
+            yield row
+    if kept == 0:
+        raise BadRow("file has no usable row; was the stage before it cut short?", f"{path}:{max(number, 1)}")
+
+
+def open_input(path):
+    """Open a file for reading bytes; UserError when that fails."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path") from None
+
+
+def parse(line):
+    """One line of bytes -> dict. Refuses what Python's json lets pass but another reader or our Writer would not."""
+    field = "line"
+    try:
+        row = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=object_without_duplicates)
+        for field, value in row.items() if isinstance(row, dict) else ():
+            json.dumps([field, value], ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"line is not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
+    except UnicodeEncodeError:
+        raise BadRow(f"{reprlib.repr(field)} holds half a surrogate pair; write the character itself") from None
+    except json.JSONDecodeError as error:
+        raise BadRow(f"line is not JSON ({error.msg} at column {error.colno}); write one whole object a line") from None
+    except ValueError:           # NaN and 1e999 at dumps; integers of thousands of digits already at loads
+        raise BadRow(f"{reprlib.repr(field)} holds NaN, Infinity or a number too large; use a finite one") from None
+    except RecursionError:
+        raise BadRow(f"{reprlib.repr(field)} is nested too deeply; flatten it") from None
+    if not isinstance(row, dict):
+        raise BadRow(f"line is {JSON_NAMES[type(row)]}, not an object; write one object a line, without [ ] around all")
+    return row
+
+
+def object_without_duplicates(pairs):
+    """Build one JSON object; json alone would silently keep the last of two equal keys."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise BadRow(f"line has a key twice in one object; keep one of the two {reprlib.repr(twice)}")
+    return found
+
+
+# ---- write ----------------------------------------------------------------------------------------------------------
+
+class Writer:
+    """Write rows so that a stage can be stopped at any moment and continued.
+
+        with Writer("candidates.jsonl", settings, ["prompts.jsonl"], resume=True) as out:
+            def count(bad):
+                out.dropped[bad.reason] += 1
+            for row in read("prompts.jsonl", "prompt", skip_bad=True, on_bad=count):
+                if row["id"] not in out.done:
+                    out.write(...)
+
+    Rows go to "<path>.part"; the final name appears only when all is written, so it never holds half a file. An
+    exception leaves the .part (and says so in a note on the exception); `resume` then keeps its whole rows and puts
+    their ids in `done`. With other settings or other input contents than before, resume raises UserError instead: half
+    a file from one run and half from another is worse than none. A finished file resumes with nothing left to do.
+
+    settings: JSON-like dict; its key "resume" is left out. inputs: the files that the rows are made from.
+    dropped: Counter of reason -> rows, for the caller to fill; it goes to "<path>.meta.json" with settings, sha256 of
+    the inputs, counts, versions and seconds. Equal runs give byte-identical JSONL; seconds stand only in the meta file.
+    """
+
+    def __init__(self, path, settings, inputs, resume=False):
+        self.path, self.part = Path(path), Path(f"{path}.part")
+        self.resume, self.done, self.dropped, self.written = resume, set(), Counter(), 0
+        settings = {name: value for name, value in settings.items() if name != "resume"}
+        self.run = {"settings": json.loads(json.dumps(settings, default=str)),          # as they will be read back
+                    "inputs": {str(source): sha256_file(source) for source in inputs}}
+        if self.path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file to write")
+        if self.path.exists() and any(self.path.samefile(source) for source in inputs):
+            raise UserError(f"{path}: is both input and output; give the output another name")
+
+    def __enter__(self):
+        self.started = time.perf_counter()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        begun = self.part if self.part.exists() else self.path
+        if self.resume and begun.exists():
+            self.check_same_run(begun)
+            if begun == self.path:       # finished before: continue a copy, and find nothing left to do
+                write_json(f"{self.part}.meta.json", self.run)
+                shutil.copyfile(self.path, self.part)
+            self.keep_whole_rows()
+        else:
+            # The old rows go first: killed between these two lines, we must not leave them beside the new settings.
+            self.part.unlink(missing_ok=True)
+            write_json(f"{self.part}.meta.json", self.run)
+        self.file = open(self.part, "ab")
+        return self
+
+    def check_same_run(self, begun):
+        """Refuse to continue the file `begun` unless its settings and the contents of its inputs are those of now."""
+        def facts(run):
+            return run["settings"] | {f"sha256 of {source}": value for source, value in run["inputs"].items()}
+
+        mend = f"or delete {begun}, or drop --resume"
+        try:
+            with open(f"{begun}.meta.json", encoding="utf-8") as file:
+                old, new = facts(json.load(file)), facts(self.run)
+        except (OSError, ValueError, KeyError):
+            raise UserError(f"{begun}: {begun}.meta.json, with its settings, is lost; restore it, {mend}") from None
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                change = f"{name} = {reprlib.repr(old.get(name))}, now it is {reprlib.repr(new.get(name))}"
+                raise UserError(f"{begun}: was begun with {change}; go back to that, {mend}")
+
+    def keep_whole_rows(self):
+        """Collect the ids of the rows in the .part, and cut it after the last whole one (a kill can halve a line)."""
+        size = 0
+        with open(self.part, "r+b") as file:
+            for line in file:
+                try:
+                    row = parse(line)
+                except BadRow:
+                    break
+                if not line.endswith(b"\n") or not isinstance(row.get("id"), str):
+                    break
+                self.done.add(row["id"])
+                size += len(line)
+            file.truncate(size)
+
+    def write(self, row):
+        """Append one row and hand it to the operating system: killed here, a run loses at most the row at hand.
+
+        Raises ValueError for NaN and Infinity, before anything is written.
+        """
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        self.file.write(line.encode("utf-8"))
+        self.file.flush()
+        self.written += 1
+
+    def __exit__(self, kind, error, traceback):
+        kept = len(self.done) + self.written
+        if error is not None:
+            error.add_note(f"{kept} finished rows are in {self.part}; the same command with --resume continues there")
+            with contextlib.suppress(OSError):       # closing fails again on a full disk: the first error says more
+                self.file.close()
+            return
+        os.fsync(self.file.fileno())
+        self.file.close()
+        dropped = dict(self.dropped)
+        if kept == 0:
+            raise UserError(f"{self.path}: not written, no row was left; dropped: {dropped}")
+        rows = {"read": kept + sum(dropped.values()), "kept": kept, "written": self.written, "dropped": dropped}
+        seconds = round(time.perf_counter() - self.started, 3)
+        write_json(f"{self.path}.meta.json", self.run | {"rows": rows, "versions": versions(), "seconds": seconds})
+        os.replace(self.part, self.path)
+        Path(f"{self.part}.meta.json").unlink(missing_ok=True)
+
+
+def write_json(path, obj):
+    """Write `obj` as sorted, indented JSON in one step: a reader sees the old file or the new one, never a half.
+
+    Raises ValueError for NaN and Infinity, which are no JSON: give None for a figure that is not defined.
+    """
+    path, temporary = Path(path), Path(f"{path}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())      # before the rename, or a power cut could leave an empty file under the name
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_file(path):
+    """sha256 of a file's bytes, as 64 hex digits."""
+    with open_input(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions():
+    """What the result depends on, read from package metadata: importing torch for this would take seconds."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "spacy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found

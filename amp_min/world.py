@@ -1,0 +1,316 @@
+"""The drawn picture world: scenes, their pictures, captions, questions and three benchmarks.
+
+    python -m amp_min.world --out runs/demo/world
+
+Everything a real data set does to make models hallucinate is here on purpose, and its size is a setting:
+  * objects co-occur in themes, and the background hints at the theme (a sea picture "wants" a boat),
+  * every kind of object has a usual color,
+  * the *training* texts come from a careless annotator: a share of them mentions an object that is not there, or
+    gives an object its usual color, and asks mostly questions whose answer is yes (as web captions and
+    instruction data do).  Preference and evaluation texts are clean.
+
+Each split is a folder with its own pictures; a scene belongs to the split that the hash of its content names, so no
+scene can be in two of them:
+  train/prompts.jsonl       careless texts, for CLIP and the base models
+  closeups/prompts.jsonl    pictures of one group of objects: CLIP learns words from them, as from product photos
+  finetune/prompts.jsonl    clean texts, for incremental generation (Algorithm 1)
+  preference/prompts.jsonl  clean texts, the standard answers of the preference sets
+  tune/, eval/              captions.jsonl, pope.jsonl, mrhal.jsonl   (settings are chosen on tune, results are from eval)
+"""
+
+import hashlib
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+from tqdm import tqdm
+
+from amp_min import drawing, records, script
+
+COLORS = list(drawing.RGB)
+SIZES = ["small", "large"]
+NUMBERS = {1: "one", 2: "two", 3: "three"}
+THEMES = {"street": ["house", "car", "tree", "lamp"], "sea": ["boat", "sun", "cloud", "duck"],
+          "garden": ["flower", "tree", "cat", "sun"], "home": ["chair", "lamp", "cup", "cat"],
+          "park": ["dog", "ball", "kite", "umbrella"]}
+KINDS = sorted(drawing.ICONS)
+USUAL_COLOR = {"house": "red", "car": "red", "tree": "green", "lamp": "yellow", "boat": "blue", "sun": "yellow",
+               "cloud": "blue", "duck": "yellow", "flower": "purple", "cat": "black", "chair": "black", "cup": "blue",
+               "dog": "black", "ball": "red", "kite": "purple", "umbrella": "black"}
+PLACES = [["at the top left", "at the top", "at the top right"],
+          ["on the left", "in the middle", "on the right"],
+          ["at the bottom left", "at the bottom", "at the bottom right"]]
+AFFORDANCES = [("Can a person sit down here?", ["chair"]), ("Can a person travel away from here?", ["car", "boat"]),
+               ("Is there an animal to play with?", ["dog", "cat", "duck"]), ("Can a person drink here?", ["cup"]),
+               ("Is there something to read by at night?", ["lamp"]), ("Is there something to stand under in the rain?", ["umbrella", "tree"])]
+ASPECTS = ["description", "existence", "attribute", "counting", "spatial", "reasoning"]     # MRHal's six
+DESCRIBE = "Describe the image in detail."
+SPLITS = {"train": range(0, 10), "closeups": range(10, 12), "finetune": range(12, 14), "preference": range(14, 17),
+          "tune": range(17, 18), "eval": range(18, 20)}          # of 20 hash values
+
+
+@dataclass
+class Settings:
+    out: str = field(metadata={"help": "folder to write"})
+    train: int = field(default=2400, metadata={"help": "training scenes; fewer and even the largest model reads pictures badly"})
+    closeups: int = field(default=1200, metadata={"help": "pictures with one group of objects, for CLIP only"})
+    finetune: int = field(default=600, metadata={"help": "clean rows for incremental generation (the paper: 90k)"})
+    preference: int = field(default=600, metadata={"help": "preference prompts (the paper: 11k)"})
+    captions: int = field(default=200, metadata={"help": "scenes to describe in each benchmark folder"})
+    dialogues: int = field(default=105, metadata={"help": "multi-round dialogues in each benchmark folder (MRHal-Bench: 105)"})
+    phantom_share: float = field(default=0.4, metadata={"help": "share of training texts that mention an object which is not there"})
+    usual_color_share: float = field(default=0.15, metadata={"help": "share of objects in training texts given their usual color"})
+    seed: int = field(default=0, metadata={"help": "same seed, same bytes"})
+
+
+# ---- scenes -----------------------------------------------------------------------------------------------------
+
+def sample_scene(rng, sizes=(2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4)):
+    """A random scene: {"theme", "groups"}; a group is 1-3 equal objects side by side, one group per kind."""
+    theme = rng.choice(list(THEMES))
+    free = {(row, column) for row in range(3) for column in range(3)}
+    groups, used = [], set()
+    for _ in range(rng.choice(sizes)):
+        pool = THEMES[theme] if rng.random() < 0.8 else KINDS      # skewed co-occurrence
+        kind = rng.choice([k for k in pool if k not in used] or [k for k in KINDS if k not in used])
+        count = rng.choices([1, 2, 3], [7, 2, 1])[0]
+        runs = [cells for row in range(3) for first in range(4 - count)
+                if free.issuperset(cells := [(row, first + i) for i in range(count)])]
+        if not runs:
+            continue
+        cells = rng.choice(runs)
+        free -= set(cells)
+        used.add(kind)
+        color = USUAL_COLOR[kind] if rng.random() < 0.4 else rng.choice(COLORS)
+        groups.append({"kind": kind, "color": color, "size": rng.choice(SIZES), "cells": [list(c) for c in cells]})
+    return {"theme": theme, "groups": groups}
+
+
+def split_of(scene):
+    """The split a scene belongs to: decided by its content alone, so the splits cannot overlap."""
+    groups = sorted(json.dumps(group, sort_keys=True) for group in scene["groups"])
+    bucket = int.from_bytes(hashlib.sha256("|".join([scene["theme"], *groups]).encode()).digest()[:4], "big") % 20
+    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+
+
+def scenes(split, n, seed):
+    """n scenes of one split, no two alike."""
+    rng, seen, found = random.Random(f"{seed} scenes {split}"), set(), []
+    while len(found) < n:
+        scene = sample_scene(rng, (1,)) if split == "closeups" else sample_scene(rng)
+        key = json.dumps(scene, sort_keys=True)
+        if split_of(scene) == split and key not in seen:
+            seen.add(key)
+            found.append(scene)
+    return found
+
+
+def careless_view(scene, phantom_share, usual_color_share, rng):
+    """What a careless annotator believes to see: maybe one object too many (it fits the theme), colors as usual."""
+    groups = [dict(g, color=USUAL_COLOR[g["kind"]]) if rng.random() < usual_color_share else g for g in scene["groups"]]
+    absent = [kind for kind in THEMES[scene["theme"]] if kind not in {g["kind"] for g in groups}]
+    if absent and rng.random() < phantom_share:
+        taken = [cell for g in groups for cell in g["cells"]]
+        cell = rng.choice([[r, c] for r in range(3) for c in range(3) if [r, c] not in taken] or [[1, 1]])
+        kind = rng.choice(absent)
+        phantom = {"kind": kind, "color": USUAL_COLOR[kind], "size": rng.choice(SIZES), "cells": [cell]}
+        groups.insert(rng.randint(0, len(groups)), phantom)
+    return dict(scene, groups=groups)
+
+
+# ---- words ------------------------------------------------------------------------------------------------------
+
+def place(group):
+    """Where a group is: the cell of a single object, the row of several."""
+    row, column = group["cells"][0]
+    return PLACES[row][column if len(group["cells"]) == 1 else 1]
+
+
+def relation(a, b):
+    """Where group a is as seen from group b, along the axis on which they are further apart."""
+    centre = lambda g: [sum(cell[axis] for cell in g["cells"]) / len(g["cells"]) for axis in (0, 1)]
+    (row_a, column_a), (row_b, column_b) = centre(a), centre(b)
+    if abs(column_a - column_b) >= abs(row_a - row_b):
+        return "to the left of" if column_a < column_b else "to the right of"
+    return "above" if row_a < row_b else "below"
+
+
+def noun(group):
+    return group["kind"] + ("s" if len(group["cells"]) > 1 else "")
+
+
+def verb(group):
+    return "are" if len(group["cells"]) > 1 else "is"
+
+
+def article(word):
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def phrase(group):
+    """'a small red car' or 'two large green trees'."""
+    n = len(group["cells"])
+    return f"{'a' if n == 1 else NUMBERS[n]} {group['size']} {group['color']} {noun(group)}"
+
+
+def describe(scene, rng):
+    """A description that mentions every group once with number, size, color and place, and one relation."""
+    groups = rng.sample(scene["groups"], len(scene["groups"]))
+    first = f"The image shows {phrase(groups[0])} {place(groups[0])}"
+    rest = groups[1:]
+    if rest and rng.random() < 0.5:
+        first += f" and {phrase(rest[0])} {place(rest[0])}"
+        rest = rest[1:]
+    sentences = [first + "."] + [f"There {verb(g)} {phrase(g)} {place(g)}." for g in rest]
+    if len(groups) > 1:
+        a, b = rng.sample(groups, 2)
+        sentences.append(f"The {noun(a)} {verb(a)} {relation(a, b)} the {noun(b)}.")
+    return " ".join(sentences)
+
+
+def ask(aspect, scene, rng, yes_share=0.5):
+    """One question of an aspect and its answer, true of `scene`: (question, answer)."""
+    present = {g["kind"]: g for g in scene["groups"]}
+    group = rng.choice(scene["groups"])
+    if aspect == "description":
+        return DESCRIBE, describe(scene, rng)
+    if aspect == "existence":
+        kind = group["kind"] if rng.random() < yes_share else rng.choice([k for k in KINDS if k not in present])
+        answer = f"Yes, there {'is' if verb(present[kind]) == 'is' else 'are'} {phrase(present[kind])} in the image." \
+            if kind in present else f"No, there is no {kind} in the image."
+        return f"Is there {article(kind)} in the image?", answer
+    if aspect == "attribute":
+        return f"What color {verb(group)} the {noun(group)}?", f"The {noun(group)} {verb(group)} {group['color']}."
+    if aspect == "counting":
+        number = NUMBERS[len(group["cells"])]
+        return f"How many {group['kind']}s are there in the image?", f"There {verb(group)} {number} {noun(group)} in the image."
+    if aspect == "spatial":
+        other = rng.choice([g for g in scene["groups"] if g is not group] or [None])
+        if other is None:
+            return f"Where {verb(group)} the {noun(group)}?", f"The {noun(group)} {verb(group)} {place(group)}."
+        return (f"Where {verb(group)} the {noun(group)} relative to the {noun(other)}?",
+                f"The {noun(group)} {verb(group)} {relation(group, other)} the {noun(other)}.")
+    question, kinds = rng.choice(AFFORDANCES)                                              # reasoning
+    found = [k for k in kinds if k in present]
+    if found:
+        return question, f"Yes, because there {verb(present[found[0]])} {phrase(present[found[0]])}."
+    return question, f"No, because there is no {' or '.join(kinds)}."
+
+
+def dialogue(scene, rng, rounds, yes_share=0.5, first=None):
+    """`rounds` different questions about a scene: (questions, answers, aspects)."""
+    questions, answers, aspects = [], [], []
+    while len(questions) < rounds:
+        aspect = first if first and not questions else rng.choice(ASPECTS)
+        question, answer = ask(aspect, scene, rng, yes_share)
+        if question not in questions:
+            questions.append(question), answers.append(answer), aspects.append(aspect)
+    return questions, answers, aspects
+
+
+# ---- splits -----------------------------------------------------------------------------------------------------
+
+def train_rows(n, settings):
+    """One conversation per training scene, about what the careless annotator sees."""
+    rng = random.Random(f"{settings.seed} train texts")
+    for scene in scenes("train", n, settings.seed):
+        view = careless_view(scene, settings.phantom_share, settings.usual_color_share, rng)
+        texts = dialogue(view, rng, rng.choice([2, 3, 4]), yes_share=0.8, first=rng.choice(["description", None]))
+        yield scene, texts
+
+
+def closeup_rows(n, settings):
+    """One description and two questions about a single group."""
+    rng = random.Random(f"{settings.seed} closeups texts")
+    for scene in scenes("closeups", n, settings.seed):
+        yield scene, dialogue(scene, rng, 3, first="description")
+
+
+def finetune_rows(n, settings):
+    """Conversations like the training ones, but true."""
+    rng = random.Random(f"{settings.seed} finetune texts")
+    for scene in scenes("finetune", n, settings.seed):
+        yield scene, dialogue(scene, rng, rng.choice([2, 3, 4]), first=rng.choice(["description", None]))
+
+
+def preference_rows(n, settings):
+    """Half descriptions, half dialogues of 2-3 rounds, all true; the standard answers of stage 1."""
+    rng = random.Random(f"{settings.seed} preference texts")
+    for i, scene in enumerate(scenes("preference", n, settings.seed)):
+        rounds, first = (1, "description") if i % 2 == 0 else (rng.choice([2, 3]), "existence")
+        yield scene, dialogue(scene, rng, rounds, first=first)
+
+
+def pope_questions(scene, seen, together, rng):
+    """POPE's balanced questions on one scene: (split, kind, label); as many absent kinds as present ones, at most 3.
+
+    random: any absent kind; popular: the absent kinds most frequent in training scenes (`seen`);
+    adversarial: the absent kinds that most often stand beside what is here (`together`).
+    """
+    present = [g["kind"] for g in scene["groups"]][:3]
+    absent = [k for k in KINDS if k not in {g["kind"] for g in scene["groups"]}]
+    ranked = {"random": rng.sample(absent, len(absent)),
+              "popular": sorted(absent, key=lambda k: -seen[k]),
+              "adversarial": sorted(absent, key=lambda k: -sum(together[frozenset((k, p))] for p in present))}
+    for split, kinds in ranked.items():
+        for kind in present:
+            yield split, kind, "yes"
+        for kind in kinds[:len(present)]:
+            yield split, kind, "no"
+
+
+def write_split(folder, scene_list):
+    """Draw the pictures of a split; returns the row fields that name them, one dict a scene."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    heads = []
+    for i, scene in enumerate(tqdm(scene_list, desc=f"drawing {folder.name}", unit="picture", disable=None)):
+        name = f"images/{folder.name}-{i:06d}.png"
+        drawing.draw(scene["theme"], scene["groups"]).save(folder / name)
+        heads.append({"id": f"{folder.name}-{i:06d}", "image": name, "scene": scene})
+    return heads
+
+
+def write_rows(path, rows, settings):
+    with records.Writer(path, vars(settings), []) as out:
+        for row in rows:
+            out.write(row)
+
+
+def text_row(head, texts, suffix=""):
+    questions, answers, aspects = texts
+    return {**head, "id": head["id"] + suffix, "questions": questions, "answers": answers, "aspects": aspects}
+
+
+def main(argv=None):
+    settings = script.command_line(Settings, argv, __doc__)
+    out = Path(settings.out)
+    for split, n, make in [("train", settings.train, train_rows), ("closeups", settings.closeups, closeup_rows),
+                           ("finetune", settings.finetune, finetune_rows), ("preference", settings.preference, preference_rows)]:
+        scene_list, texts = zip(*make(n, settings))
+        heads = write_split(out / split, scene_list)
+        write_rows(out / split / "prompts.jsonl", map(text_row, heads, texts), settings)
+        if split == "train":
+            seen = Counter(g["kind"] for s in scene_list for g in s["groups"])
+            together = Counter(frozenset(pair) for s in scene_list
+                               for pair in combinations(sorted(g["kind"] for g in s["groups"]), 2))
+    for split in ("tune", "eval"):
+        rng = random.Random(f"{settings.seed} {split} texts")
+        scene_list = scenes(split, max(settings.captions, settings.dialogues), settings.seed)
+        heads = write_split(out / split, scene_list)
+        captions = [text_row(head, dialogue(head["scene"], rng, 1, first="description")) for head in heads[:settings.captions]]
+        write_rows(out / split / "captions.jsonl", captions, settings)
+        mrhal = [text_row(head, dialogue(head["scene"], rng, rng.choices([2, 3, 4, 5], [35, 40, 15, 10])[0]))
+                 for head in heads[:settings.dialogues]]
+        write_rows(out / split / "mrhal.jsonl", mrhal, settings)
+        pope = [{**text_row(head, ([f"Is there {article(kind)} in the image?"], [label], ["existence"]), f"-{name}-{kind}"),
+                 "split": name, "label": label}
+                for head in heads[:settings.captions]
+                for name, kind, label in pope_questions(head["scene"], seen, together, rng)]
+        write_rows(out / split / "pope.jsonl", pope, settings)
+
+
+if __name__ == "__main__":
+    script.run(main)

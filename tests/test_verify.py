@@ -1,0 +1,167 @@
+"""verify.py: the rows of its own header, ranking, resuming, and what a user can get wrong.
+
+Only two tests start a process (each costs seconds of imports); the others call its main() with the same flags.
+"""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_autocheck import make_clip
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import verify  # noqa: E402  (a script of the repository's root, not of a package)
+from amp_min.records import UserError  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return make_clip(tmp_path_factory.mktemp("clip"))
+
+
+def arguments(folder, encoder, rows, *flags, out="out.jsonl"):
+    """Write `rows` (dicts, or lines as they are); the script's flags to rank them, and the output path."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "in.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    paths = ["--candidates", folder / "in.jsonl", "--encoder", encoder, "--out", folder / out]
+    return [*map(str, paths), *flags], folder / out
+
+
+def in_process(flags):
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
+    return subprocess.run([sys.executable, ROOT / "verify.py", *flags], capture_output=True, text=True,
+                          encoding="utf-8", env=environment, timeout=120)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def row(name, standard, *answers, **extra):
+    """A candidate row; each answer is one string or a list of one string per round."""
+    as_list = lambda answer: [answer] if isinstance(answer, str) else answer
+    responses = [{"source": "standard", "answers": as_list(standard)}]
+    responses += [{"source": f"model-{i}", "answers": as_list(answer)} for i, answer in enumerate(answers)]
+    questions = ["Describe it."] * len(as_list(standard))
+    return {"id": name, "image": "a.png", "questions": questions, "responses": responses} | extra
+
+
+ROWS = [row("r0", "A red dog sits on a sofa.", "Two cats sleep here.", "A red dog sits on a sofa.", note={"kept": [1]}),
+        row("r1", ["A big tree.", "There are two cars."], ["A big tree.", "There are two cars."], ["A tree.", ""]),
+        row("r2", "A boat on the water.", "A boat.", "A boat.", "A boat on the water."),
+        row("r3", "Yes.", "No.", "Yes.")]
+
+
+def shape(value):
+    """What a row is made of, without its numbers and texts."""
+    if isinstance(value, dict):
+        return {key: shape(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [shape(part) for part in value]
+    return type(value).__name__
+
+
+def test_the_rows_of_the_header(tmp_path, encoder):
+    header = (ROOT / "verify.py").read_text(encoding="utf-8").split('"""')[1]
+    given, promised = (json.loads(part) for part in header.split("\n\n") if part.lstrip().startswith("{"))
+    flags, out = arguments(tmp_path, encoder, [given])
+    done = in_process(flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""                                     # no progress bar: stderr is no terminal
+    (made,) = read(out)
+    assert list(made) == list(promised)
+    by_source = lambda found: sorted(found["responses"], key=lambda response: response["source"])
+    assert [shape(r) for r in by_source(made)] == [shape(r) for r in by_source(promised)]
+    for a, b in zip(by_source(made), by_source(promised)):       # the same chunks were looked for
+        if a["evidence"]:
+            assert [m[0] for m in a["evidence"][0]["chunks"]] == [m[0] for m in b["evidence"][0]["chunks"]]
+
+
+def test_ranking_order_and_counts(tmp_path, encoder, capsys):
+    flags, out = arguments(tmp_path, encoder, ROWS)
+    verify.main(flags)
+    made = read(out)
+    assert [r["id"] for r in made] == ["r0", "r1", "r2", "r3"] and made[0]["note"] == {"kept": [1]}
+    assert [r["initial_order"] for r in made] == [[0, 2, 1], [0, 1, 2], [0, 3, 1, 2], [0, 2, 1]]
+    for before, after in zip(ROWS, made):
+        assert [r["answers"] for r in after["responses"]] == [
+            before["responses"][i]["answers"] for i in after["initial_order"]]
+        best, *generated = after["responses"]
+        assert best["source"] == "standard" and best["accuracy"] is None and best["score"] is None
+        keys = [(r["accuracy"], r["score"]) for r in generated]
+        assert keys == sorted(keys, reverse=True) and keys[0] == (1.0, 1.0)
+    meta = json.loads(Path(f"{out}.meta.json").read_text(encoding="utf-8"))
+    assert meta["auto_check"] == {"rows": 4, "rows_reordered": 3, "rows_with_equal_answers": 4,
+                                  "texts_longer_than_encoder_window": 0}
+    printed = capsys.readouterr().out
+    assert "4 rows in" in printed and "3 changed order" in printed
+
+
+def test_block_size_changes_nothing_and_long_texts_are_counted(tmp_path, encoder, capsys):
+    rows = ROWS + [row("long", "A red dog which " + "is very very tall and " * 9 + "old runs.", "A dog runs.")]
+    outputs = []
+    for size in "1", "3", "256":
+        flags, out = arguments(tmp_path, encoder, rows, "--rows-at-once", size, out=f"out{size}.jsonl")
+        verify.main(flags)
+        assert "longer than the encoder's window" in capsys.readouterr().out
+        outputs.append(out.read_bytes())
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_resume_gives_the_same_file(tmp_path, encoder, capsys):
+    flags, out = arguments(tmp_path, encoder, ROWS)
+    verify.main(flags)
+    whole = out.read_bytes()
+    first = whole.splitlines(keepends=True)
+    Path(f"{out}.part").write_bytes(first[0] + first[1][:50])    # killed in the middle of the second row
+    meta = json.loads(Path(f"{out}.meta.json").read_text(encoding="utf-8"))
+    Path(f"{out}.part.meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    out.unlink()
+    capsys.readouterr()
+    verify.main([*flags, "--resume"])
+    printed = capsys.readouterr().out
+    assert out.read_bytes() == whole and "3 rows in" in printed and "of all 4 rows" in printed
+
+
+def no_standard():
+    bad = row("r9", "A dog.", "A cat.")
+    bad["responses"].reverse()
+    return bad
+
+
+@pytest.mark.parametrize("rows, flags, message", [
+    ([ROWS[0], no_standard()], [], "in.jsonl: row 'r9': responses[0], and no other, must have source \"standard\""),
+    ([row("r9", "A dog.", ["A cat.", "A tree."])], [], "in.jsonl:1: responses[1].answers has 2 entries"),
+    (["{"], [], "in.jsonl:1: line is not JSON"),
+    ([], [], "in.jsonl"),
+    (ROWS, ["--threshold", "1.5"], "--threshold 1.5: a cosine lies between -1 and 1"),
+    (ROWS, ["--threshold", "nan"], "--threshold nan"),
+    (ROWS, ["--rows-at-once", "0"], "--rows-at-once 0"),
+    (ROWS, ["--encoder", "nothing/here/at-all"], "nothing/here/at-all: no such model folder"),
+    (ROWS, ["--candidates", "missing.jsonl"], "missing.jsonl"),
+])
+def test_what_a_user_can_get_wrong(tmp_path, encoder, rows, flags, message):
+    flags, out = arguments(tmp_path, encoder, rows, *flags)
+    with pytest.raises(UserError) as caught:
+        verify.main(flags)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_a_hub_encoder_out_of_reach_is_one_line_and_status_2(tmp_path):
+    flags, out = arguments(tmp_path, "nobody/nothing", ROWS)
+    done = in_process(flags)
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == [tmp_path / "in.jsonl"]
+    assert "hf download nobody/nothing" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_skip_bad_drops_and_counts(tmp_path, encoder):
+    flags, out = arguments(tmp_path, encoder, [ROWS[0], no_standard(), "{"], "--skip-bad")
+    verify.main(flags)
+    assert [r["id"] for r in read(out)] == ["r0"]
+    rows = json.loads(Path(f"{out}.meta.json").read_text(encoding="utf-8"))["rows"]
+    assert rows["read"] == 3 and rows["kept"] == 1 and sorted(rows["dropped"].values()) == [1, 1]
