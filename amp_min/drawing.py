@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 PIXELS = 96                 # side of a picture; the image processor shrinks it to the vision tower's size
 CELL = PIXELS // 3          # a scene is a 3 x 3 grid of cells
-OVERSAMPLE = 3              # draw larger, then shrink: smooth edges
+OVERSAMPLE = 2              # draw larger, then shrink: smooth edges
 
 RGB = {"red": (214, 48, 44), "blue": (40, 96, 210), "green": (38, 150, 62),
        "yellow": (244, 200, 28), "purple": (142, 62, 176), "black": (44, 44, 48)}

@@ -119,7 +119,7 @@ def main(argv=None):
     keep, results = [], {}
     for name, run in (("captions", captions), ("pope", pope), ("mrhal", mrhal)):
         if files[name].is_file():
-            results |= run(m, eyes, files[name], settings, keep)
+            results |= run(m, files[name], settings, keep)
     with records.Writer(f"{settings.out}.answers.jsonl", vars(settings), [p for p in files.values() if p.is_file()]) as out:
         for row in keep:
             out.write(row)

@@ -69,7 +69,7 @@ def hub(load, name, **kwargs):
         raise UserError(f"{name}: no such model folder")
     try:
         return load(name, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         first = str(error).strip().split("\n")[0]
         if not Path(name).is_dir():
             raise UserError(f"{name}: cannot be had from the hub ({first}); download it where there is a network with "

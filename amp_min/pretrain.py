@@ -6,7 +6,7 @@ writes ordinary Hugging Face folders with processors: clip/ and, standing for th
 llava-2b/ llava-7b/ llava-13b/ llava-34b/.  As in LLaVA, CLIP is trained first, its vision tower is frozen inside every
 LLaVA, and its text tower is the expert of the auto-check.  All sizes read the same rows for the same number of steps.
 
-    python -m amp_min.pretrain --world W --out DIR --increments 3 --base runs/demo/models/llava-7b
+    python -m amp_min.pretrain --world W --out DIR --part increments --increments 3 --base runs/demo/models/llava-7b
 
 is Algorithm 1 (incremental generation): the base model fine-tuned on F_1, on F_1 + F_2, … of world/finetune.
 """
@@ -16,7 +16,9 @@ import random
 import re
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -30,19 +32,20 @@ from amp_min import losses, mllm, packing, pictures, records, script
 IMAGE, PATCH, P = 48, 16, 9                     # pixels, pixels, image tokens: (48 / 16)^2
 SPECIAL = ["<pad>", "<s>", "<unk>", "</s>", "<image>"]
 # Width and depth of each language model; the ratios of size, not the sizes, are the paper's idea.
-FAMILY = {"llava-2b": (32, 1), "llava-7b": (64, 2), "llava-13b": (96, 3), "llava-34b": (144, 4)}
+FAMILY = {"llava-2b": (32, 2), "llava-7b": (48, 3), "llava-13b": (64, 3), "llava-34b": (96, 3)}
 
 
 @dataclass
 class Settings:
     world: str = field(metadata={"help": "folder written by amp_min.world"})
     out: str = field(metadata={"help": "folder for the model folders"})
+    part: Literal["all", "clip", "llava", "increments"] = field(default="all", metadata={"help": "llava: on the CLIP that lies in --out already"})
     family: list[str] = field(default_factory=lambda: list(FAMILY), metadata={"help": "which sizes to train"})
-    clip_steps: int = field(default=600, metadata={"help": "contrastive steps; fewer and 'a red car' is close to everything"})
-    steps: int = field(default=600, metadata={"help": "steps of each LLaVA"})
-    batch: int = field(default=64, metadata={"help": "conversations a step (CLIP: twice as many pictures)"})
-    lr: float = field(default=3e-3, metadata={"help": "peak learning rate, for models this small"})
-    increments: int = field(default=0, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets"})
+    clip_steps: int = field(default=300, metadata={"help": "contrastive steps; fewer and 'a red car' is close to everything"})
+    steps: int = field(default=400, metadata={"help": "steps of each LLaVA"})
+    batch: int = field(default=32, metadata={"help": "conversations a step (CLIP: four times as many pictures)"})
+    lr: float = field(default=2.5e-3, metadata={"help": "peak learning rate of llava-7b and CLIP; wider models take less"})
+    increments: int = field(default=3, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets"})
     base: str | None = field(default=None, metadata={"help": "model that --increments starts from"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes on one machine"})
 
@@ -57,16 +60,21 @@ def read_split(folder):
 
 
 def make_tokenizer(rows):
-    """Byte-level BPE: every word of the world becomes one token, and any other text still has an encoding."""
-    raw = Tokenizer(models.BPE())
+    """Byte-pair encoding, in which every word of the world becomes one token; characters it never saw become <unk>."""
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     texts = (f"USER: \n{q} ASSISTANT: {a}" for row in rows for q, a in zip(row["questions"], row["answers"]))
-    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=640, special_tokens=SPECIAL, show_progress=False,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", unk_token="<unk>", eos_token="</s>",
+    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=640, special_tokens=SPECIAL, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", unk_token="<unk>", eos_token="</s>",
                                    extra_special_tokens={"image_token": "<image>"}, padding_side="left", model_max_length=1024)
+    return framed(tokenizer, "<s> $A </s>")                  # CLIP takes a text's feature at its end token
+
+
+def framed(tokenizer, frame):
+    """The tokenizer, with these special tokens put around every text."""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=[("<s>", 1), ("</s>", 3)])
+    return tokenizer
 
 
 def image_processor():
@@ -82,8 +90,8 @@ def warm_cosine(step, steps, warmup=0.05):
 # ---- CLIP -------------------------------------------------------------------------------------------------------
 
 def captions(row):
-    """Texts that belong to a picture: whole answers, their sentences, and the bare phrases inside."""
-    texts = set(row["answers"])
+    """Texts that belong to a picture: the sentences said about it, and the bare phrases inside."""
+    texts = set()
     for answer in row["answers"]:
         texts.update(re.findall(r"[^.]+\.", answer))
         texts.update(re.findall(r"\b(?:an?|two|three) (?:small|large) \w+ \w+(?: (?:at|on|in) the (?:\w+ ?){1,2}\b)?", answer))
@@ -93,18 +101,19 @@ def captions(row):
 def train_clip(rows, pixel_values, tokenizer, settings):
     """Contrastive training: in a batch of pictures and texts, each picture must find its own text and the reverse."""
     torch.manual_seed(settings.seed)
-    text = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(tokenizer),
-                max_position_embeddings=96, pad_token_id=0, bos_token_id=1, eos_token_id=3)
-    vision = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4, image_size=IMAGE, patch_size=PATCH)
+    text = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(tokenizer),
+                max_position_embeddings=96, pad_token_id=0, bos_token_id=1, eos_token_id=3, projection_dim=96)
+    vision = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2, image_size=IMAGE, patch_size=PATCH,
+                  projection_dim=96)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.05)
     rng = random.Random(f"{settings.seed} clip")
-    encoded = [[tokenizer(text + tokenizer.eos_token)["input_ids"] for text in captions(row)] for row in rows]
+    encoded = [[tokenizer(text)["input_ids"] for text in captions(row)] for row in rows]
     for step in tqdm(range(settings.clip_steps), desc="clip", unit="step", disable=None):
-        chosen = rng.sample(range(len(rows)), min(2 * settings.batch, len(rows)))
+        chosen = rng.sample(range(len(rows)), min(4 * settings.batch, len(rows)))
         ids, mask = pad([rng.choice(encoded[i]) for i in chosen])
         loss = model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values[chosen], return_loss=True).loss
-        update(model, optimizer, loss, settings.lr / 2 * warm_cosine(step, settings.clip_steps))
+        update(model, optimizer, loss, 0.6 * settings.lr * warm_cosine(step, settings.clip_steps))
     return model.eval()
 
 
@@ -131,8 +140,9 @@ def make_llava(name, clip, processor, seed):
     torch.manual_seed(seed)
     width, depth = FAMILY[name]
     text = LlamaConfig(vocab_size=len(processor.tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=depth,
-                       num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
-                       pad_token_id=0, bos_token_id=1, eos_token_id=3)
+                       num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
+                       pad_token_id=0, bos_token_id=1, eos_token_id=3,
+                       initializer_range=width ** -0.5)     # the usual 0.02 suits widths of thousands; here it learns slowly
     config = LlavaConfig(vision_config=clip.config.vision_config, text_config=text, image_token_id=SPECIAL.index("<image>"),
                          image_seq_length=P, vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=True)
     model = LlavaForConditionalGeneration(config)
@@ -169,26 +179,38 @@ def save(m, folder):
     m.processor.save_pretrained(folder)
 
 
-def train_family(settings):
+def make_processor(tokenizer):
+    return LlavaProcessor(image_processor=image_processor(), tokenizer=tokenizer, patch_size=PATCH, image_token="<image>",
+                          vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=mllm.LLAVA_TEMPLATE)
+
+
+def train_and_save_clip(settings):
     world, out = Path(settings.world), Path(settings.out)
     rows, images = read_split(world / "train")
     closeups, closeup_images = read_split(world / "closeups")
     tokenizer = make_tokenizer(rows + closeups)
-    processor = LlavaProcessor(image_processor=image_processor(), tokenizer=tokenizer, patch_size=PATCH, image_token="<image>",
-                               vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=mllm.LLAVA_TEMPLATE)
-    pixel_values = processor.image_processor(images=images + closeup_images, return_tensors="pt")["pixel_values"]
-    clip = train_clip(rows + closeups, pixel_values, tokenizer, settings)
-    clip.save_pretrained(out / "clip")
+    pixel_values = image_processor()(images=images + closeup_images, return_tensors="pt")["pixel_values"]
+    train_clip(rows + closeups, pixel_values, tokenizer, settings).save_pretrained(out / "clip")
     CLIPProcessor(image_processor=image_processor(), tokenizer=tokenizer).save_pretrained(out / "clip")
-    encoded = features = None
+
+
+@lru_cache(maxsize=1)
+def training_data(world, clip_folder):
+    """CLIP, processor, and the encoded training conversations with their picture features: the same for all sizes."""
+    clip = CLIPModel.from_pretrained(clip_folder)
+    processor = make_processor(framed(PreTrainedTokenizerFast.from_pretrained(clip_folder), "<s> $A"))   # LLaVA goes on speaking
+    rows, images = read_split(Path(world) / "train")
+    m = make_llava(next(iter(FAMILY)), clip, processor, seed=0)
+    return (clip, processor, [mllm.encode(m, row["questions"], row["answers"]) for row in rows], mllm.look(m, mllm.pixels(m, images)))
+
+
+def train_family(settings):
+    clip, processor, encoded, features = training_data(settings.world, f"{settings.out}/clip")
     for name in settings.family:
+        lr = settings.lr * (FAMILY["llava-7b"][0] / FAMILY[name][0]) ** 0.5                  # a wider model wants smaller steps
         m = make_llava(name, clip, processor, settings.seed)
-        if encoded is None:                     # one tokenizer and one vision tower: read rows and pictures once for all
-            encoded = [mllm.encode(m, row["questions"], row["answers"]) for row in rows]
-            features = mllm.look(m, pixel_values[:len(rows)])
-        # A wider model wants smaller steps.
-        lr = settings.lr * (FAMILY["llava-7b"][0] / FAMILY[name][0]) ** 0.5
-        save(supervised(m, encoded, features, settings.steps, settings.batch, lr, settings.seed, name), out / name)
+        supervised(m, encoded, features, settings.steps, settings.batch, lr, settings.seed, name)
+        save(m, Path(settings.out) / name)
 
 
 # ---- incremental generation -------------------------------------------------------------------------------------
@@ -218,11 +240,15 @@ def main(argv=None):
     started = time.perf_counter()
     if unknown := [name for name in settings.family if name not in FAMILY]:
         raise records.UserError(f"--family {unknown[0]}: choose from {', '.join(FAMILY)}")
-    if settings.increments and not settings.base:
-        raise records.UserError("--increments needs --base, the pre-trained model to start from")
-    (train_increments if settings.increments else train_family)(settings)
-    records.write_json(Path(settings.out) / "pretrain.json", {"settings": vars(settings), "versions": records.versions(),
-                                                              "seconds": round(time.perf_counter() - started, 1)})
+    if settings.part == "increments":
+        if not settings.base:
+            raise records.UserError("--part increments needs --base, the pre-trained model to start from")
+        train_increments(settings)
+    if settings.part in ("all", "clip"):
+        train_and_save_clip(settings)
+    if settings.part in ("all", "llava"):
+        train_family(settings)
+    print(f"{settings.out}: {settings.part} in {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

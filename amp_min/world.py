@@ -19,7 +19,6 @@ scene can be in two of them:
 """
 
 import hashlib
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -48,27 +47,28 @@ AFFORDANCES = [("Can a person sit down here?", ["chair"]), ("Can a person travel
                ("Is there something to read by at night?", ["lamp"]), ("Is there something to stand under in the rain?", ["umbrella", "tree"])]
 ASPECTS = ["description", "existence", "attribute", "counting", "spatial", "reasoning"]     # MRHal's six
 DESCRIBE = "Describe the image in detail."
-SPLITS = {"train": range(0, 10), "closeups": range(10, 12), "finetune": range(12, 14), "preference": range(14, 17),
-          "tune": range(17, 18), "eval": range(18, 20)}          # of 20 hash values
+SPLITS = {"train": range(0, 8), "finetune": range(8, 11), "preference": range(11, 14), "tune": range(14, 17),
+          "eval": range(17, 20)}                                 # of 20 hash values; close-ups are known by their one group
 
 
 @dataclass
 class Settings:
     out: str = field(metadata={"help": "folder to write"})
     train: int = field(default=2400, metadata={"help": "training scenes; fewer and even the largest model reads pictures badly"})
-    closeups: int = field(default=1200, metadata={"help": "pictures with one group of objects, for CLIP only"})
+    closeups: int = field(default=1000, metadata={"help": "pictures with one group of objects, for CLIP only"})
     finetune: int = field(default=600, metadata={"help": "clean rows for incremental generation (the paper: 90k)"})
     preference: int = field(default=600, metadata={"help": "preference prompts (the paper: 11k)"})
     captions: int = field(default=200, metadata={"help": "scenes to describe in each benchmark folder"})
     dialogues: int = field(default=105, metadata={"help": "multi-round dialogues in each benchmark folder (MRHal-Bench: 105)"})
     phantom_share: float = field(default=0.4, metadata={"help": "share of training texts that mention an object which is not there"})
     usual_color_share: float = field(default=0.15, metadata={"help": "share of objects in training texts given their usual color"})
+    yes_share: float = field(default=0.55, metadata={"help": "share of yes among the training texts' existence questions"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes"})
 
 
 # ---- scenes -----------------------------------------------------------------------------------------------------
 
-def sample_scene(rng, sizes=(2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4)):
+def sample_scene(rng, sizes):
     """A random scene: {"theme", "groups"}; a group is 1-3 equal objects side by side, one group per kind."""
     theme = rng.choice(list(THEMES))
     free = {(row, column) for row in range(3) for column in range(3)}
@@ -91,7 +91,9 @@ def sample_scene(rng, sizes=(2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4)):
 
 def split_of(scene):
     """The split a scene belongs to: decided by its content alone, so the splits cannot overlap."""
-    groups = sorted(json.dumps(group, sort_keys=True) for group in scene["groups"])
+    groups = sorted(map(phrase_at, scene["groups"]))
+    if len(groups) == 1:
+        return "closeups"
     bucket = int.from_bytes(hashlib.sha256("|".join([scene["theme"], *groups]).encode()).digest()[:4], "big") % 20
     return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
@@ -100,8 +102,8 @@ def scenes(split, n, seed):
     """n scenes of one split, no two alike."""
     rng, seen, found = random.Random(f"{seed} scenes {split}"), set(), []
     while len(found) < n:
-        scene = sample_scene(rng, (1,)) if split == "closeups" else sample_scene(rng)
-        key = json.dumps(scene, sort_keys=True)
+        scene = sample_scene(rng, sizes=[1] if split == "closeups" else [2, 2, 3, 3, 4])
+        key = (scene["theme"], *sorted(map(phrase_at, scene["groups"])))
         if split_of(scene) == split and key not in seen:
             seen.add(key)
             found.append(scene)
@@ -156,8 +158,13 @@ def phrase(group):
     return f"{'a' if n == 1 else NUMBERS[n]} {group['size']} {group['color']} {noun(group)}"
 
 
+def phrase_at(group):
+    """A group's whole content as text: two scenes are the same if their groups' texts are."""
+    return f"{phrase(group)} in {group['cells']}"
+
+
 def describe(scene, rng):
-    """A description that mentions every group once with number, size, color and place, and one relation."""
+    """A description that mentions every group once with number, size, color and place, and maybe one relation."""
     groups = rng.sample(scene["groups"], len(scene["groups"]))
     first = f"The image shows {phrase(groups[0])} {place(groups[0])}"
     rest = groups[1:]
@@ -165,7 +172,7 @@ def describe(scene, rng):
         first += f" and {phrase(rest[0])} {place(rest[0])}"
         rest = rest[1:]
     sentences = [first + "."] + [f"There {verb(g)} {phrase(g)} {place(g)}." for g in rest]
-    if len(groups) > 1:
+    if len(groups) > 1 and rng.random() < 0.5:
         a, b = rng.sample(groups, 2)
         sentences.append(f"The {noun(a)} {verb(a)} {relation(a, b)} the {noun(b)}.")
     return " ".join(sentences)
@@ -179,8 +186,8 @@ def ask(aspect, scene, rng, yes_share=0.5):
         return DESCRIBE, describe(scene, rng)
     if aspect == "existence":
         kind = group["kind"] if rng.random() < yes_share else rng.choice([k for k in KINDS if k not in present])
-        answer = f"Yes, there {'is' if verb(present[kind]) == 'is' else 'are'} {phrase(present[kind])} in the image." \
-            if kind in present else f"No, there is no {kind} in the image."
+        some = present.get(kind)
+        answer = f"Yes, there {verb(some)} {article(kind) if verb(some) == 'is' else noun(some)}." if some else f"No, there is no {kind}."
         return f"Is there {article(kind)} in the image?", answer
     if aspect == "attribute":
         return f"What color {verb(group)} the {noun(group)}?", f"The {noun(group)} {verb(group)} {group['color']}."
@@ -200,15 +207,18 @@ def ask(aspect, scene, rng, yes_share=0.5):
     return question, f"No, because there is no {' or '.join(kinds)}."
 
 
-def dialogue(scene, rng, rounds, yes_share=0.5, first=None):
-    """`rounds` different questions about a scene: (questions, answers, aspects)."""
-    questions, answers, aspects = [], [], []
-    while len(questions) < rounds:
-        aspect = first if first and not questions else rng.choice(ASPECTS)
-        question, answer = ask(aspect, scene, rng, yes_share)
-        if question not in questions:
-            questions.append(question), answers.append(answer), aspects.append(aspect)
-    return questions, answers, aspects
+def dialogue(scene, rng, aspects, yes_share=0.5):
+    """One round per aspect, no question twice: (questions, answers, aspects)."""
+    rounds = {}
+    for aspect in aspects:
+        while (asked := ask(aspect, scene, rng, yes_share))[0] in rounds:
+            aspect = rng.choice(ASPECTS)
+        rounds[asked[0]] = (asked[1], aspect)
+    return list(rounds), [answer for answer, _ in rounds.values()], [aspect for _, aspect in rounds.values()]
+
+
+def some_aspects(rng, rounds, first=None):
+    return ([first] if first else []) + rng.choices(ASPECTS, k=rounds - bool(first))
 
 
 # ---- splits -----------------------------------------------------------------------------------------------------
@@ -218,22 +228,23 @@ def train_rows(n, settings):
     rng = random.Random(f"{settings.seed} train texts")
     for scene in scenes("train", n, settings.seed):
         view = careless_view(scene, settings.phantom_share, settings.usual_color_share, rng)
-        texts = dialogue(view, rng, rng.choice([2, 3, 4]), yes_share=0.8, first=rng.choice(["description", None]))
+        aspects = ["description", "existence", "existence", rng.choice(ASPECTS)]
+        texts = dialogue(view, rng, rng.sample(aspects, 4), settings.yes_share)
         yield scene, texts
 
 
 def closeup_rows(n, settings):
-    """One description and two questions about a single group."""
+    """One description of a single group, and three times whether something is there: the simplest way to learn to look."""
     rng = random.Random(f"{settings.seed} closeups texts")
     for scene in scenes("closeups", n, settings.seed):
-        yield scene, dialogue(scene, rng, 3, first="description")
+        yield scene, dialogue(scene, rng, ["description", "existence", "existence", "existence"], yes_share=0.3)
 
 
 def finetune_rows(n, settings):
     """Conversations like the training ones, but true."""
     rng = random.Random(f"{settings.seed} finetune texts")
     for scene in scenes("finetune", n, settings.seed):
-        yield scene, dialogue(scene, rng, rng.choice([2, 3, 4]), first=rng.choice(["description", None]))
+        yield scene, dialogue(scene, rng, some_aspects(rng, rng.choice([1, 2, 3]), rng.choice(["description", "existence"])))
 
 
 def preference_rows(n, settings):
@@ -241,7 +252,7 @@ def preference_rows(n, settings):
     rng = random.Random(f"{settings.seed} preference texts")
     for i, scene in enumerate(scenes("preference", n, settings.seed)):
         rounds, first = (1, "description") if i % 2 == 0 else (rng.choice([2, 3]), "existence")
-        yield scene, dialogue(scene, rng, rounds, first=first)
+        yield scene, dialogue(scene, rng, some_aspects(rng, rounds, first))
 
 
 def pope_questions(scene, seen, together, rng):
@@ -300,9 +311,9 @@ def main(argv=None):
         rng = random.Random(f"{settings.seed} {split} texts")
         scene_list = scenes(split, max(settings.captions, settings.dialogues), settings.seed)
         heads = write_split(out / split, scene_list)
-        captions = [text_row(head, dialogue(head["scene"], rng, 1, first="description")) for head in heads[:settings.captions]]
+        captions = [text_row(head, dialogue(head["scene"], rng, ["description"])) for head in heads[:settings.captions]]
         write_rows(out / split / "captions.jsonl", captions, settings)
-        mrhal = [text_row(head, dialogue(head["scene"], rng, rng.choices([2, 3, 4, 5], [35, 40, 15, 10])[0]))
+        mrhal = [text_row(head, dialogue(head["scene"], rng, some_aspects(rng, rng.choices([2, 3, 4, 5], [35, 40, 15, 10])[0])))
                  for head in heads[:settings.dialogues]]
         write_rows(out / split / "mrhal.jsonl", mrhal, settings)
         pope = [{**text_row(head, ([f"Is there {article(kind)} in the image?"], [label], ["existence"]), f"-{name}-{kind}"),

@@ -1,0 +1,144 @@
+"""The whole story on the picture world, stage by stage, by the same commands that the tutorial shows.
+
+    python -m amp_min.demo                       (make demo)
+
+world → a tiny CLIP and four tiny LLaVAs → K = 5 answers per prompt → auto-check → MDPO, and its controls → evaluation
+→ a table here and a page, runs/demo/report.html.  Nothing in it is special: each printed command can be run alone.
+
+Models this small gain little from a second thread, so independent commands run side by side, each on one.  A command
+that has finished before is not run again; --fresh starts from nothing.
+"""
+
+import importlib
+import json
+import multiprocessing
+import platform
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from amp_min import oracle, records, script
+
+FAMILY = ["llava-34b", "llava-13b", "llava-7b", "llava-2b"]         # best first
+POLICY = "llava-7b"                                                 # what is trained, as in the paper
+MODELS = ("base", "sft", "dpo", "mdpo")
+
+# What each preset changes of the stages' defaults.  The values of "demo" were chosen on the tune split.
+PRESETS = {
+    "demo": {"world": "", "clip": "", "llava": "", "generate": "--max-new-tokens 80", "train": "--lr 1e-3 --epochs 8", "evaluate": ""},
+    "tiny": {"world": "--train 48 --closeups 24 --finetune 8 --preference 16 --captions 8 --dialogues 6",
+             "clip": "--clip-steps 4 --batch 8", "llava": "--steps 4 --batch 8", "generate": "--max-new-tokens 12 --beams 2",
+             "train": "--lr 1e-3 --epochs 1", "evaluate": "--max-new-tokens 12"},
+}
+
+
+@dataclass
+class Settings:
+    out: str = field(default="runs/demo", metadata={"help": "folder of the run"})
+    preset: Literal["demo", "tiny"] = field(default="demo", metadata={"help": "tiny: every stage in seconds, with models that know nothing"})
+    fresh: bool = field(default=False, metadata={"help": "delete the run and start from nothing"})
+    seed: int = field(default=0, metadata={"help": "for every stage"})
+
+
+def one_thread():
+    import torch
+    torch.set_num_threads(1)
+
+
+def run_stage(module, argv):
+    """One command, in a worker that has paid for its imports already; returns its seconds."""
+    started = time.perf_counter()
+    importlib.import_module(module).main(argv)
+    return time.perf_counter() - started
+
+
+class Run:
+    """Runs commands two at a time, remembers what is finished, and adds up the seconds of each stage."""
+
+    def __init__(self, folder, pool):
+        self.folder, self.pool, self.path = folder, pool, folder / "stages.json"
+        self.finished = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+
+    def __call__(self, stage, *commands):
+        """commands: "module arguments …" strings that do not depend on each other."""
+        started, waiting = time.perf_counter(), {}
+        for command in commands:
+            if command in self.finished.get(stage, {}).get("commands", []):
+                continue
+            module, *argv = command.split()
+            print(f"$ python {module if module.endswith('.py') else '-m ' + module} {' '.join(argv)}", flush=True)
+            waiting[command] = self.pool.submit(run_stage, module.removesuffix(".py"), argv)
+        for future in waiting.values():
+            future.result()
+        if waiting:
+            self.finished[stage] = {"commands": list(commands), "seconds": round(time.perf_counter() - started, 1)}
+            records.write_json(self.path, self.finished)
+
+    def seconds(self):
+        each = {stage: done["seconds"] for stage, done in self.finished.items()}
+        return each | {"total": round(sum(each.values()), 1)}
+
+
+def stages(run, folder, preset, seed):
+    """Every stage in order.  W, M, E: the folders of world, models and evaluation."""
+    W, M, E, options = f"{folder}/world", f"{folder}/models", f"{folder}/evaluate", PRESETS[preset]
+    run("world", f"amp_min.world --out {W} --seed {seed} {options['world']}")
+    run("clip", f"amp_min.pretrain --part clip --world {W} --out {M} --seed {seed} {options['clip']}")
+    run("llava", *(f"amp_min.pretrain --part llava --family {name} --world {W} --out {M} --seed {seed} {options['llava']}" for name in FAMILY))
+    run("generate", f"generate.py --strategy meg --models {' '.join(f'{M}/{name}' for name in FAMILY)} "
+                    f"--prompts {W}/preference/prompts.jsonl --out {folder}/candidates.jsonl {options['generate']}")
+    run("verify", f"verify.py --candidates {folder}/candidates.jsonl --encoder {M}/clip --out {folder}/preferences.jsonl")
+    training = (f"train.py --model {M}/{POLICY} --preferences {folder}/preferences.jsonl --image-root {W}/preference "
+                f"--seed {seed} {options['train']}")
+    run("train", f"{training} --out {M}/mdpo --levels 4", f"{training} --out {M}/dpo --levels 2 --penalty 0", f"{training} --out {M}/sft --loss sft")
+    run("evaluate", *(f"amp_min.evaluate --model {M}/{POLICY if name == 'base' else name} --data {W}/eval --out {E}/{name}.json "
+                      f"--seed {seed} {options['evaluate']}" for name in MODELS))
+
+
+def results(folder, run, seed):
+    """results.json: the four models side by side, and whether the auto-check's order is better than the initial one."""
+    metrics = {name: json.loads((folder / "evaluate" / f"{name}.json").read_text(encoding="utf-8"))["metrics"] for name in MODELS}
+    initial = oracle.order_quality(records.read(folder / "candidates.jsonl", "candidate"))
+    checked = oracle.order_quality(records.read(folder / "preferences.jsonl", "preference"))
+    autocheck = {"agreement_initial": initial["agreement"], "agreement_autocheck": checked["agreement"],
+                 "inconsistency_rate": checked["inconsistency"], "inconsistency_initial": initial["inconsistency"],
+                 "told_apart": checked["told_apart"]}
+    return {"models": metrics, "autocheck": autocheck, "seconds": run.seconds(), "seed": seed, "versions": records.versions(),
+            "machine": f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores"}
+
+
+def table(found):
+    """The before/after table, as lines of text."""
+    names = [key for key, value in found["models"]["base"].items() if not isinstance(value, dict)]
+    lines = [f"{'':34}" + "".join(f"{model:>9}" for model in found["models"])]
+    lines += [f"{name:34}" + "".join(f"{metrics[name]:9.3f}" for metrics in found["models"].values()) for name in names]
+    order = found["autocheck"]
+    lines += ["", f"order of the generated answers against the oracle: {order['agreement_initial']:.3f} initial, "
+                  f"{order['agreement_autocheck']:.3f} after the auto-check; adjacent pairs the wrong way round: "
+                  f"{order['inconsistency_initial']:.2%} and {order['inconsistency_rate']:.2%}"]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    settings = script.command_line(Settings, argv, __doc__)
+    folder = Path(settings.out)
+    if settings.fresh and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")                  # torch does not survive a fork
+    with ProcessPoolExecutor(2, mp_context=context, initializer=one_thread) as pool:
+        run = Run(folder, pool)
+        stages(run, folder, settings.preset, settings.seed)
+        records.write_json(folder / "results.json", results(folder, run, settings.seed))
+        run("report", f"amp_min.report --run {folder} --out {folder}/report.html")
+    found = results(folder, run, settings.seed)
+    records.write_json(folder / "results.json", found)
+    print(table(found))
+    print(f"{found['seconds']['total']:.0f} s in all; the page: {folder}/report.html")
+
+
+if __name__ == "__main__":
+    script.run(main)
