@@ -171,6 +171,8 @@ def train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, f
     log = checkpoint.open_log(folder / "log.jsonl", first)
     print(f"{len(sets)} sets x {settings.epochs:g} epochs / {settings.batch} a step = {steps} steps; "
           f"{sum(p.numel() for p in trained.values()) / 1e6:.2f} M parameters train")
+    # What a step's mean is over: sets, or scored tokens in supervised training.
+    counted = [sum(w > 0 for piece in tokens.weights for w in piece) if settings.loss == "sft" else 1 for tokens in sets]
     order, started = [], time.perf_counter()
     for step in tqdm(range(first, steps), desc=Path(settings.out).name, unit="step", initial=first, total=steps, disable=None):
         # The order of an epoch follows from seed and epoch alone: the position in the data is the step, nothing more.
@@ -178,7 +180,7 @@ def train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, f
         if at == 0 or not order:
             order = packing.batches(lengths, settings.batch, seed=f"{settings.seed} {epoch}")
         window = order[at]
-        seen = []
+        whole, seen = sum(counted[j] for j in window), []
         for i in range(0, len(window), settings.micro_batch):
             chosen = window[i:i + settings.micro_batch]
             batch = packing.pack([sets[j] for j in chosen], m.tokenizer.pad_token_id)
@@ -186,10 +188,11 @@ def train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, f
                 policy = packing.set_logps(m, batch, see(chosen))                            # (B, K)
             reference_logps = ref[chosen].to(policy.device)                                  # (B, K)
             loss = preference_loss(policy, reference_logps, batch.counts.to(policy.device), rewards[chosen].to(policy.device), pairs, settings)
-            # Each set counts 1/len(window) in the step, also in a shorter last window or micro-batch.
-            (loss * len(chosen) / len(window)).backward()
-            seen.append((loss.detach() * len(chosen), policy.detach().cpu(), reference_logps.cpu(), int((batch.segment >= 0).sum())))
-        loss = float(sum(part[0] for part in seen)) / len(window)                           # the true mean of this step
+            # Each set (token) counts alike in the step, also in a shorter last window or micro-batch.
+            part = sum(counted[j] for j in chosen)
+            (loss * part / whole).backward()
+            seen.append((loss.detach() * part, policy.detach().cpu(), reference_logps.cpu(), int((batch.segment >= 0).sum())))
+        loss = float(sum(part[0] for part in seen)) / whole                                 # the true mean of this step
         grad_norm = float(torch.nn.utils.clip_grad_norm_(trained.values(), settings.clip))
         if not math.isfinite(loss + grad_norm):
             raise UserError(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; rows {', '.join(ids[j] for j in window)}; "

@@ -12,6 +12,7 @@ What the paper leaves open, and what is done here
   Only the noun itself is left out, so "a painting of a dog" still gives "a dog".
 - A line break, a colon or a semicolon ends a chunk; a line break also ends a sentence (model answers contain lists).
 """
+import functools
 from typing import NamedTuple
 
 import spacy
@@ -38,6 +39,7 @@ class Chunk(NamedTuple):
     sentence: str    # the sentence that the chunk stands in
 
 
+@functools.cache         # loading takes seconds, and perturbation asks once per level
 def load_parser():
     """spaCy's small English pipeline without the parts that chunks do not need; UserError when none is installed."""
     for name in PARSERS:

@@ -72,6 +72,9 @@ def captions(m, path, settings, keep):
 
 def pope(m, path, settings, keep):
     rows = read_rows(path, settings)
+    for row in rows:
+        if row.get("label") not in ("yes", "no") or not isinstance(row.get("split"), str):
+            raise UserError(f"{path}: row {row['id']!r}: a POPE row needs a label (yes or no) and a split (random, popular or adversarial)")
     # The splits share their questions about what is there: ask each question once.
     distinct = {(row["image"], row["questions"][0]): row for row in rows}
     said = dict(zip(distinct, reply(m, path, list(distinct.values()), GREEDY | {"max_new_tokens": 32}, settings, "POPE")))

@@ -8,16 +8,23 @@ llava-hf/llava-1.5-7b-hf are interchangeable.  A picture becomes P "image tokens
 Here D is the language model's width, B the batch, T the tokens of a sequence.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+from transformers.utils import logging
 
 from amp_min.checks import UserError
 from amp_min.pictures import open_image
+
+logging.disable_progress_bar()          # transformers' own, two per model: they would go into log files, too
+# It is meant so: the prompt's words may be repeated at no cost, the answer's own may not.
+warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
 
 # LLaVA-1.5's conversation format, for checkpoints that bring no chat template of their own.
 LLAVA_TEMPLATE = (
@@ -69,7 +76,7 @@ def hub(load, name, **kwargs):
         raise UserError(f"{name}: no such model folder")
     try:
         return load(name, **kwargs)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         if not Path(name).is_dir():
             raise UserError(f"{name}: cannot be had from the hub ({first}); download it where there is a network with "

@@ -206,7 +206,7 @@ def test_clip_features_are_the_projected_text_embeddings(folders):
 @pytest.mark.parametrize("kind", ["clip", "bert"])
 def test_a_feature_does_not_depend_on_the_other_texts(folders, kind):
     encoder = autocheck.load_encoder(folders[kind])
-    many = TEXTS + [text + " dog" * n for text in TEXTS for n in range(12)]
+    many = TEXTS + [text + " dog" * n for text in TEXTS for n in (1, 4, 11)]
     together, _ = autocheck.encode(encoder, many)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(len(many)), atol=1e-6, rtol=0)
     alone = torch.cat([autocheck.encode(encoder, [text])[0] for text in many])

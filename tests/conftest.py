@@ -1,0 +1,45 @@
+"""What the tests share: one tiny world, one tiny family of models, made once for the whole run.
+
+One thread, so that sums are added in one order everywhere, and no hub: nothing here may depend on a network.
+"""
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))                            # the scripts of the root are modules of no package
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")       # before the first import of transformers
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from amp_min import mllm, pretrain, world  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore:Passing `repetition_penalty`")         # as mllm.py does, and why
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory):
+    """A folder of amp_min.world with a few scenes of everything.  Read only."""
+    out = tmp_path_factory.mktemp("world")
+    world.main(["--out", str(out), "--train", "24", "--closeups", "12", "--finetune", "8", "--preference", "10",
+                "--captions", "6", "--dialogues", "5"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def family(tiny_world, tmp_path_factory):
+    """A folder with clip/, llava-2b/ and llava-7b/, trained until they speak in sentences, if wrong ones.  Read only."""
+    out = tmp_path_factory.mktemp("family")
+    pretrain.main(["--world", str(tiny_world), "--out", str(out), "--clip-steps", "2", "--steps", "25", "--batch", "8",
+                   "--family", "llava-2b", "llava-7b"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_model(family):
+    return mllm.load(family / "llava-2b")

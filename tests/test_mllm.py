@@ -1,0 +1,307 @@
+"""Prompts and their scored tokens, answers, the same numbers as transformers' own path, and folders that are refused."""
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+
+from amp_min import mllm, packing, pictures
+from amp_min.checks import UserError
+
+P = 9
+# The template of llava-hf/llava-1.5-7b-hf, word for word.  It ends an answer with a space and no end-of-sequence token.
+LLAVA_HF = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}"
+    "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
+QUESTIONS = ["Describe the image in detail.", "Is there a cat in the image?", "How many cars are there in the image?"]
+ANSWERS = ["The image shows a red car. There is a sun.", "No, there is no cat.", "There is one car in the image."]
+
+
+@pytest.fixture(params=["ours", "llava-hf", "llava-hf ending in eos"])
+def m(request, small_model):
+    """The small model under each chat template."""
+    template = {"ours": mllm.LLAVA_TEMPLATE, "llava-hf": LLAVA_HF,
+                "llava-hf ending in eos": LLAVA_HF.replace("{{ content['text'] + ' '}}{% endgen", "{{ content['text'] + eos_token }}{% endgen")}
+    processor = copy.copy(small_model.processor)
+    processor.chat_template = template[request.param]
+    return mllm.Mllm("small", small_model.model, processor, small_model.image_token_id, small_model.image_tokens)
+
+
+@pytest.fixture(scope="module")
+def features(small_model, tiny_world):
+    """What the tower sees of four pictures: (4, P, D_vision)."""
+    paths = sorted((tiny_world / "eval" / "images").iterdir())[:4]
+    return mllm.look(small_model, mllm.pixels(small_model, map(pictures.open_image, paths)))
+
+
+# ---- encode ----
+
+def scored_texts(m, ids, rounds):
+    return {n: m.tokenizer.decode([token for token, number in zip(ids, rounds) if number == n]) for n in set(rounds) - {0}}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_answers_and_their_end_are_scored_and_nothing_else(m, n):
+    ids, rounds = mllm.encode(m, QUESTIONS[:n], ANSWERS[:n])
+    assert len(ids) == len(rounds) and set(rounds) == set(range(n + 1))
+    assert scored_texts(m, ids, rounds) == {i + 1: f" {ANSWERS[i]}</s>" for i in range(n)}
+    assert ids.count(m.tokenizer.eos_token_id) == n and ids[-1] == m.tokenizer.eos_token_id
+    assert ids.count(m.tokenizer.bos_token_id) == 1 and ids[0] == m.tokenizer.bos_token_id
+    at = ids.index(m.image_token_id)
+    assert ids[at:at + P] == [m.image_token_id] * P and ids.count(m.image_token_id) == P and not any(rounds[:at + P])
+    prompt = m.tokenizer.decode([token for token, number in zip(ids, rounds) if number == 0 and token != m.image_token_id])
+    assert prompt == "<s>USER: \n" + "USER: ".join(f"{question} ASSISTANT:" for question in QUESTIONS[:n])
+
+
+def test_llava_text_is_the_one_it_was_trained_on(m):
+    """LLaVA-1.5 in training: "USER: <image>\\nquestion ASSISTANT: answer</s>USER: question ASSISTANT: answer</s>"."""
+    text = "".join(head + said for head, said in mllm.conversation(m, QUESTIONS[:2], ANSWERS[:2]))
+    assert text == "".join(f"USER: {'<image>' + chr(10) if i == 0 else ''}{QUESTIONS[i]} ASSISTANT: {ANSWERS[i]}</s>" for i in range(2))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_an_open_question_is_the_beginning_of_its_answer(m, n):
+    """What the model is asked to continue is, token for token, what stands before the answer when it is scored."""
+    asked, rounds = mllm.encode(m, QUESTIONS[:n], ANSWERS[:n - 1])
+    whole, whole_rounds = mllm.encode(m, QUESTIONS[:n], ANSWERS[:n])
+    assert whole[:len(asked)] == asked and whole_rounds[:len(asked)] == rounds and whole_rounds[len(asked)] == n
+
+
+def test_an_empty_answer_is_its_end(m):
+    ids, rounds = mllm.encode(m, QUESTIONS[:2], ["", ""])
+    assert {n: text.strip() for n, text in scored_texts(m, ids, rounds).items()} == {1: "</s>", 2: "</s>"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(*[st.text(st.sampled_from("abc .,?!é\n🐕'\"0-"), min_size=1, max_size=12).filter(str.strip)] * 2), min_size=1, max_size=3))
+def test_any_text_is_scored_whole(small_model, rounds):
+    questions, answers = [q for q, _ in rounds], [a.strip() for _, a in rounds]
+    pieces = mllm.conversation(small_model, questions, answers)
+    assert [said for _, said in pieces] == [f" {answer}</s>" for answer in answers]
+    ids, marks = mllm.encode(small_model, questions, answers)
+    for n, answer in enumerate(answers, start=1):                        # unknown characters have a token as well
+        scored = [token for token, mark in zip(ids, marks) if mark == n]
+        assert scored == mllm.tokens(small_model, f"<s> {answer}</s>")[1:] and scored.count(small_model.tokenizer.eos_token_id) == 1
+
+
+def test_templates_that_cannot_be_scored_are_refused(small_model):
+    for template, message in (("{{ (messages|length + 1) // 2 }} rounds", "rewrites earlier rounds"),
+                              ("{% if add_generation_prompt %}A{% else %}B{% endif %}", "does not continue its own")):
+        processor = copy.copy(small_model.processor)
+        processor.chat_template = template
+        broken = mllm.Mllm("small", small_model.model, processor, small_model.image_token_id, P)
+        with pytest.raises(UserError, match=f"small: its chat template {message}"):
+            mllm.conversation(broken, QUESTIONS, ANSWERS)
+
+
+# ---- the same as transformers' own path ----
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_logps_equal_those_of_transformers(m, n, features, tiny_world):
+    """The processor's own tokens and pixels, the whole model's own forward, and a sum by hand."""
+    picture = pictures.open_image(sorted((tiny_world / "eval" / "images").iterdir())[0])
+    ids, rounds = mllm.encode(m, QUESTIONS[:n], ANSWERS[:n])
+    text = "".join(head + said for head, said in mllm.conversation(m, QUESTIONS[:n], ANSWERS[:n]))
+    inputs = m.processor(images=picture, text=text, return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [ids]
+    with torch.no_grad():
+        logps = m.model(**inputs).logits[0].log_softmax(-1)                                  # (T, V)
+        expected = sum(logps[t - 1, ids[t]] for t in range(1, len(ids)) if rounds[t])
+        found = packing.set_logps(m, packing.pack([packing.token_set([(ids, rounds)])], 0), features[:1])
+    assert found.shape == (1, 1)
+    torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-5)
+
+
+def test_greedy_answers_are_the_likeliest_words_of_encode(m, features):
+    """Scored with encode, every word of a greedy answer is the one that the model found most likely there."""
+    said = mllm.answer(m, features[:1], [QUESTIONS[:2]], [ANSWERS[:1]], dict(do_sample=False, max_new_tokens=20))[0]
+    ids, rounds = mllm.encode(m, QUESTIONS[:2], [ANSWERS[0], said])
+    silent = [i for i in m.tokenizer.all_special_ids if i != m.tokenizer.eos_token_id]
+    with torch.no_grad():
+        hidden = m.model.model.language_model(inputs_embeds=mllm.embed(m, torch.tensor([ids]), features[:1])).last_hidden_state
+        logits = m.model.lm_head(hidden)[0]                                                  # (T, V)
+    logits[:, silent] = float("-inf")
+    likeliest = logits.argmax(-1).tolist()
+    answer = [t for t in range(len(ids)) if rounds[t] == 2]
+    assert len(answer) > 3
+    # The last token, eos, is what `encode` adds when the answer ran into its limit: 20 new tokens.
+    checked = answer if len(answer) <= 20 else answer[:-1]
+    assert [likeliest[t - 1] for t in checked] == [ids[t] for t in checked]
+
+
+# ---- answer ----
+
+MIXED = ([QUESTIONS[1:2], QUESTIONS[:3], ["Is there a dog in the image?"], QUESTIONS[:2]], [[], ANSWERS[:2], [], ANSWERS[:1]])
+
+
+@pytest.mark.parametrize("decoding", [dict(num_beams=1), dict(num_beams=3, repetition_penalty=1.1)])
+def test_padding_changes_no_answer(small_model, features, decoding):
+    decoding = dict(do_sample=False, max_new_tokens=16) | decoding
+    together = mllm.answer(small_model, features, *MIXED, decoding)
+    alone = [mllm.answer(small_model, features[i:i + 1], [q], [a], decoding)[0] for i, (q, a) in enumerate(zip(*MIXED))]
+    assert together == alone and any(together) and len({len(mllm.encode(small_model, q, a)[0]) for q, a in zip(*MIXED)}) > 2
+
+
+def test_converse_goes_on_from_its_own_answers(small_model, features):
+    see = lambda rows: features[rows]
+    questions, decoding = [QUESTIONS[:2], QUESTIONS[:1], QUESTIONS[:3]], dict(do_sample=False, max_new_tokens=12)
+    said = mllm.converse(small_model, see, questions, decoding, batch=2, desc="test")
+    assert [len(texts) for texts in said] == [2, 1, 3]
+    for i, (asked, texts) in enumerate(zip(questions, said)):
+        for turn in range(len(asked)):
+            assert mllm.answer(small_model, features[i:i + 1], [asked[:turn + 1]], [texts[:turn]], decoding) == [texts[turn]]
+
+
+def test_special_tokens_are_never_said(small_model, features):
+    """Even by a model whose head likes nothing better; and its answers can be scored."""
+    eager = copy.deepcopy(small_model.model)
+    head = torch.nn.Linear(eager.lm_head.in_features, eager.lm_head.out_features)
+    with torch.no_grad():
+        head.weight.copy_(small_model.model.lm_head.weight)
+        head.bias.zero_()
+        head.bias[[i for i in small_model.tokenizer.all_special_ids if i != small_model.tokenizer.eos_token_id]] = 100.0
+        head.bias[small_model.tokenizer.eos_token_id] = -100.0
+    eager.lm_head = head
+    loud = mllm.Mllm("loud", eager, small_model.processor, small_model.image_token_id, P)
+    for seed, decoding in enumerate([dict(do_sample=False), dict(do_sample=False, num_beams=2)] + [dict(do_sample=True, top_k=0, temperature=3.0)] * 3):
+        torch.manual_seed(seed)
+        for said in mllm.answer(loud, features, *MIXED, decoding | dict(max_new_tokens=10)):
+            # batch_decode leaves special tokens out, so an answer of special tokens alone would be empty.
+            assert len(mllm.tokens(loud, said)) > 5 and "<" not in said
+
+
+# ---- pictures ----
+
+def test_look_is_what_transformers_sees(small_model, features, tiny_world):
+    paths = sorted((tiny_world / "eval" / "images").iterdir())[:4]
+    pixel_values = mllm.pixels(small_model, map(pictures.open_image, paths))
+    assert pixel_values.shape == (4, 3, 48, 48) and features.shape == (4, P, 96)
+    with torch.no_grad():
+        expected = small_model.model.model.get_image_features(pixel_values=pixel_values)
+        expected = getattr(expected, "pooler_output", expected)          # a list of (P, D), or an output that holds it
+        projected = small_model.model.model.multi_modal_projector(features)
+    torch.testing.assert_close(projected, torch.stack(list(expected)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mllm.look(small_model, pixel_values, batch=3), features, atol=1e-5, rtol=1e-5)
+
+
+def test_eyes_give_the_same_with_and_without_memory(small_model, features, tiny_world, capsys):
+    paths = sorted((tiny_world / "eval" / "images").iterdir())[:4]
+    rows = [paths[0], paths[1], paths[0], paths[2], paths[3]]            # row 2 has row 0's picture
+    kept, looked = mllm.eyes(small_model, rows), mllm.eyes(small_model, rows, limit_gb=1e-9)
+    assert "looking at them anew each time" in capsys.readouterr().out
+    for see in kept, looked:
+        torch.testing.assert_close(see([3, 2, 1]), features[[2, 0, 1]], atol=1e-5, rtol=1e-5)
+
+
+# ---- folders ----
+
+def test_saved_folders_are_ordinary_ones(family):
+    for name in "llava-2b", "llava-7b":
+        processor = AutoProcessor.from_pretrained(family / name)
+        model, info = LlavaForConditionalGeneration.from_pretrained(family / name, output_loading_info=True)
+        assert not any(info.values()) and processor.chat_template == mllm.LLAVA_TEMPLATE
+        assert sum((family / name).glob("*.safetensors").__iter__().__next__().stat().st_size for _ in [0]) > 0
+
+
+def test_a_checkpoint_without_a_template_gets_llavas(family, tmp_path):
+    shutil.copytree(family / "llava-2b", tmp_path / "m")
+    (tmp_path / "m" / "chat_template.jinja").unlink()
+    assert mllm.load(tmp_path / "m").processor.chat_template == mllm.LLAVA_TEMPLATE
+
+
+def without_processor(folder):
+    (folder / "processor_config.json").unlink()
+
+
+def without_config(folder):
+    (folder / "config.json").unlink()
+
+
+def another_type(folder):
+    shutil.rmtree(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(folder)
+
+
+def larger_vocabulary(folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.tokenizer.add_tokens(["zebra"])
+    processor.save_pretrained(folder)
+
+
+def without_a_weight(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[next(name for name in sorted(tensors) if "layers.1" in name and "language_model" in name)]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_a_weight_too_many(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.language_model.layers.9.mlp.up_proj.weight": torch.zeros(2, 2)}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def only_a_pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def cut_short(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:len(whole) // 2])
+
+
+def edit(folder, name, change):
+    path = folder / name
+    config = json.loads(path.read_text(encoding="utf-8"))
+    change(config)
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+def other_image_token(folder):
+    edit(folder, "config.json", lambda config: config.update(image_token_id=7, image_token_index=7))
+
+
+def keeps_the_class_token(folder):
+    edit(folder, "config.json", lambda config: config.update(vision_feature_select_strategy="full"))
+
+
+@pytest.mark.parametrize("damage, message", [
+    (without_processor, "has no processor_config.json; save the processor beside the weights"),
+    (without_config, "has no config.json, so it is not a model folder"),
+    (another_type, "model type 'llama' is not supported"),
+    (larger_vocabulary, "the tokenizer has .* tokens, the model .* embeddings"),
+    (without_a_weight, "weights do not fit the model: missing keys .*layers.1"),
+    (with_a_weight_too_many, "weights do not fit the model: unexpected keys .*layers.9"),
+    (only_a_pickle, "cannot be loaded"),
+    (cut_short, "cannot be loaded"),
+    (other_image_token, "image token '<image>' is not id 7"),
+    (keeps_the_class_token, "the processor makes 9 image tokens, the vision tower 10"),
+], ids=lambda value: getattr(value, "__name__", ""))
+def test_folders_that_are_refused(family, tmp_path, damage, message):
+    shutil.copytree(family / "llava-2b", tmp_path / "m")
+    damage(tmp_path / "m")
+    with pytest.raises(UserError, match=message) as caught:
+        mllm.load(tmp_path / "m")
+    assert str(caught.value).startswith(f"{tmp_path / 'm'}: ") and "\n" not in str(caught.value)
+
+
+def test_names_that_are_no_folder(tmp_path):
+    for name, message in ((tmp_path / "none", "no such model folder"), ("./none", "no such model folder"), ("plain", "no such model folder"),
+                          ("nobody/nothing", "hf download nobody/nothing --local-dir DIR")):
+        with pytest.raises(UserError, match=message):
+            mllm.load(name)
+
+
+def test_dtype_choice():
+    assert mllm.choose_dtype("bf16", "cpu")[0] == torch.bfloat16 and mllm.choose_dtype("auto", "cpu")[0] == torch.float32
+    with pytest.raises(UserError, match="--dtype fp16: choose auto, bf16 or fp32"):
+        mllm.choose_dtype("fp16", "cpu")

@@ -1,0 +1,337 @@
+"""report.py: the page of a small run made by hand, its marks, its escapes, and what it says when stages are missing."""
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from amp_min import drawing, oracle, report
+from amp_min.records import BadRow, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENE = {"theme": "street", "groups": [
+    {"kind": "car", "color": "blue", "size": "small", "cells": [[2, 0]]},
+    {"kind": "tree", "color": "green", "size": "large", "cells": [[1, 1], [1, 2]]}]}
+STANDARD = "The image shows a small blue car at the bottom left. There are two large green trees in the middle."
+BASE = "The image shows a small red car at the bottom left & a large yellow boat at the top."
+MDPO = "The image shows a small blue car at the bottom left."
+EVIL = "<script>alert('x')</script> a red car \"&amp;\""
+NAMES = [key for metrics in report.METRICS.values() for key, _, _ in metrics]
+MODELS = {model: {name: 0.1 * (k + 1) for name in NAMES} for k, model in enumerate(report.MODELS)}
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_run(folder, examples=2):
+    """A run folder with every file that the page reads, as small as it can be."""
+    captions, preferences, said = [], [], []
+    for i in range(examples):
+        for split in ("eval", "preference"):
+            image = folder / f"world/{split}/images/{i}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            drawing.draw(SCENE["theme"], SCENE["groups"]).save(image)
+        head = {"id": f"r{i}", "image": f"images/{i}.png", "scene": SCENE}
+        captions.append(head | {"questions": ["Describe it."], "answers": [STANDARD]})
+        responses = [{"source": "standard", "answers": [STANDARD, "Yes, there is a car."], "accuracy": None},
+                     {"source": "small", "answers": [MDPO, "Yes."], "accuracy": 0.5, "score": 0.75, "evidence": []},
+                     {"source": "large", "answers": [BASE, ""], "accuracy": 0.25, "score": 0.5, "evidence": []}]
+        preferences.append(head | {"questions": ["Describe it.", "Is there a car?"], "responses": responses,
+                                   "initial_order": [0, 2, 1]})
+        said.append({"benchmark": "captions_sampled", "id": f"r{i}"})
+    write_lines(folder / "world/eval/captions.jsonl", captions)
+    write_lines(folder / "preferences.jsonl", preferences)
+    for model, text in {"base": BASE, "mdpo": MDPO}.items():
+        greedy = {"benchmark": "captions_greedy", "id": "r0", "answers": ["only greedy says this"]}
+        write_lines(folder / f"evaluate/{model}.json.answers.jsonl",
+                    [greedy, *(line | {"answers": [text]} for line in said)])
+    for model, K in {"sft": 1, "dpo": 2, "mdpo": 3}.items():
+        write_lines(folder / f"models/{model}/log.jsonl", [
+            {"step": i + 1, "loss": 1 / (i + 1), "ratio": [(1.0 - k) * i for k in range(K)]} for i in range(250)])
+    results = {"models": MODELS, "seed": 7, "machine": "two <cores>", "versions": {"python": "3.11.7"},
+               "seconds": {"total": 12.0, "world": 2.5},
+               "autocheck": {"agreement_initial": 0.6, "agreement_autocheck": 0.75, "inconsistency_rate": 0.125}}
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def made(run):
+    report.main(["--run", str(run), "--out", str(run / "page/report.html")])
+    return (run / "page/report.html").read_text(encoding="utf-8")
+
+
+class Tree(HTMLParser):
+    """Checks that tags are closed in order; collects (tag, attributes) and the text of each kind of element."""
+    VOID = {"meta", "img", "br", "line", "path"}         # the last two close themselves, in the SVG
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        assert len(dict(attributes)) == len(attributes)
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else None, data))
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def section(page, title):
+    return next(part for part in page.split("<section>") if f"<h2>{title}</h2>" in part)
+
+
+# ---- the whole page ---------------------------------------------------------------------------------------------
+
+def test_a_page_of_its_own(run):
+    page = made(run)
+    tree = Tree(page)
+    assert page.startswith("<!DOCTYPE html>\n") and tree.of("html") == [{"lang": "en"}]
+    assert {tag for tag, _ in tree.tags}.isdisjoint({"script", "link", "iframe", "object"})
+    addresses = [value for _, attributes in tree.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert len(addresses) == 4 and all(value.startswith("data:image/png;base64,") for value in addresses)
+    assert "url(" not in page and "http" not in page.replace("http-equiv", "")
+    assert [text for tag, text in tree.texts if tag == "h2"] == [
+        "Before and after, in figures", "Before and after, in pictures", "K answers to one question",
+        "Is the auto-check’s order right?", "Training", "Time, machine and versions"]
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+    assert os.listdir(run / "page") == ["report.html"]               # nothing temporary is left
+
+
+def test_equal_runs_give_equal_bytes(tmp_path):
+    first, second = (made(make_run(tmp_path / place / "run")) for place in ("a", "b"))
+    assert first == second
+
+
+def test_pictures_are_the_rows_and_described_by_the_standard_answer(run):
+    pictures = Tree(made(run)).of("img")
+    assert [img["alt"] for img in pictures] == [STANDARD, STANDARD, *[STANDARD + " Yes, there is a car."] * 2]
+    drawn = drawing.draw(SCENE["theme"], SCENE["groups"])
+    for img in pictures:
+        shown = Image.open(io.BytesIO(base64.b64decode(img["src"].split(",")[1])))
+        assert (img["width"], img["height"]) == ("192", "192") and shown.tobytes() == drawn.tobytes()
+
+
+def test_only_the_first_rows_are_shown(tmp_path):
+    tree = Tree(made(make_run(tmp_path / "run", examples=report.EXAMPLES + 2)))
+    assert len(tree.of("img")) == 2 * report.EXAMPLES
+
+
+# ---- texts and marks --------------------------------------------------------------------------------------------
+
+def test_marks_are_the_false_words(run):
+    page = made(run)
+    shown = section(page, "Before and after, in pictures")
+    assert re.findall("<mark>(.*?)</mark>", shown) == ["red", "a large yellow boat"] * 2
+    assert ("<dt>base</dt><dd>The image shows a small <mark>red</mark> car at the bottom left &amp; "
+            f"<mark>a large yellow boat</mark> at the top.</dd><dt>mdpo</dt><dd>{MDPO}</dd>") in shown
+    assert "only greedy" not in page
+
+
+WORDS = ["two", "three", "a", "no", "small", "large", "red", "blue", "cars", "car", "trees", "boat", "is", "at the top",
+         "above the car", "or", ".", "<b>", "&", "ß"]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join))
+@settings(deadline=None, derandomize=True, database=None, max_examples=200)
+def test_marks_cover_exactly_the_false_spans(text):
+    tree = Tree(report.marked(text, SCENE))
+    assert "".join(part for _, part in tree.texts) == text           # nothing lost, doubled or left unescaped
+    inside = [tag == "mark" for tag, part in tree.texts for _ in part]
+    spans = oracle.false_spans(text, SCENE)
+    assert inside == [any(start <= i < end for start, end in spans) for i in range(len(text))]
+
+
+def test_nested_spans_are_marked_once():
+    assert len(oracle.false_spans("two red cars", SCENE)) == 2
+    assert report.marked("two red cars", SCENE) == "<mark>two red cars</mark>"
+    assert report.marked("two red cars", None) == "two red cars"     # without a scene nothing can be judged
+
+
+def test_texts_of_rows_stay_texts(run):
+    path = run / "preferences.jsonl"
+    row = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    row["questions"] = [EVIL, EVIL]
+    row["responses"] = [response | {"source": EVIL, "answers": [EVIL, EVIL]} for response in row["responses"]]
+    row["responses"][0]["accuracy"] = row["responses"][0]["score"] = 1.0
+    write_lines(path, [row])
+    for name in ("base", "mdpo"):
+        write_lines(run / f"evaluate/{name}.json.answers.jsonl",
+                    [{"benchmark": "captions_sampled", "id": "r0", "answers": [EVIL]}])
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    results |= {"machine": EVIL, "seconds": {EVIL: 1.0}, "versions": {EVIL: EVIL}}
+    (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    tree = Tree(made(run))
+    assert tree.of("script") == []
+    assert "".join(text for _, text in tree.texts).count("<script>alert('x')</script>") == 2 + 3 * 3 + 2 + 4
+    assert tree.of("img")[-1]["alt"] == f"{EVIL} {EVIL}"
+
+
+# ---- sections ---------------------------------------------------------------------------------------------------
+
+def test_the_best_of_each_row_is_bold():
+    results = {"models": {
+        "base": {"chair_i_greedy": 0.3, "coverage_greedy": 0.50004, "pope_yes_ratio": 0.9, "mrhal_score_mean": 2},
+        "sft": {"chair_i_greedy": 0.2, "coverage_greedy": 0.49996, "pope_yes_ratio": 0.45, "mrhal_score_mean": None},
+        "mdpo": {"chair_i_greedy": 0.25, "coverage_greedy": 0.4, "pope_yes_ratio": 0.52, "mrhal_score_mean": 3.456}}}
+    rows = [re.findall("<td>(.*?)</td>", cells)
+            for cells in re.findall('<th scope="row">.*?</th>(.*?)</tr>', report.figures(results))]
+    rows = dict(zip(NAMES, rows, strict=True))
+    assert rows["chair_i_greedy"] == ["30.0", "<b>20.0</b>", "–", "25.0"]
+    assert rows["coverage_greedy"] == ["<b>50.0</b>", "<b>50.0</b>", "–", "40.0"]    # equal as far as the page shows
+    assert rows["pope_yes_ratio"] == ["90.0", "45.0", "–", "<b>52.0</b>"]
+    assert rows["mrhal_score_mean"] == ["2.00", "–", "–", "<b>3.46</b>"]
+    assert rows["chair_i_sampled"] == ["–"] * 4
+
+
+def test_answers_stand_in_the_auto_check_s_order(run):
+    shown = section(made(run), "K answers to one question")
+    assert re.findall("<li><b>(.*?)</b> <span class=\"note\">(.*?)</span>", shown) == [
+        ("standard", ""), ("small", "accuracy 0.50, score 0.75, was&nbsp;3rd"),
+        ("large", "accuracy 0.25, score 0.50, was&nbsp;2nd")] * 2
+    assert '<ol type="a"><li>Describe it.</li><li>Is there a car?</li></ol>' in shown
+    assert "<li>Yes.</li>" in shown and '<span class="note">(nothing)</span>' in shown
+
+
+def test_candidates_are_shown_when_nothing_ranked_them(run):
+    rows = [json.loads(line) for line in (run / "preferences.jsonl").read_text(encoding="utf-8").splitlines()]
+    (run / "preferences.jsonl").unlink()
+    for row in rows:
+        del row["initial_order"]
+        row["responses"] = [{key: response[key] for key in ("source", "answers")} for response in row["responses"]]
+    write_lines(run / "candidates.jsonl", rows)
+    shown = section(made(run), "K answers to one question")
+    assert "in their initial order: verify.py was not run" in shown
+    assert "accuracy" not in shown and "2nd" not in shown
+
+
+def test_figures_of_the_auto_check_and_costs(run):
+    page = made(run)
+    shown = re.findall("<td>(.*?)</td>", section(page, "Is the auto-check’s order right?"))
+    assert shown == ["60.0%", "75.0%", "12.5%"]
+    assert re.findall('<th scope="row">(.*?)</th><td>(.*?)</td>', section(page, "Time, machine and versions")) == [
+        ("world", "2.5 s"), ("total", "12.0 s"), ("machine", "two &lt;cores&gt;"), ("seed", "7"), ("python", "3.11.7")]
+
+
+@pytest.mark.parametrize("low, high, expected", [
+    (0, 4, [0, 1, 2, 3, 4]), (-0.13, 0.05, [-0.15, -0.1, -0.05, 0, 0.05]), (0, 150, [0, 50, 100, 150]),
+    (0, 0, [0, 0.2]), (3, 3, [3, 4])])
+def test_ticks(low, high, expected):
+    assert report.ticks(low, high) == pytest.approx(expected)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+@settings(deadline=None, derandomize=True, database=None, max_examples=200)
+def test_ticks_span_the_values(low, span):
+    found = report.ticks(low, low + span)
+    assert 2 <= len(found) <= 9
+    slack = 1e-9 * (abs(low) + span)
+    assert found[0] <= low + slack and found[-1] >= low + span - slack
+
+
+def test_curves_are_where_the_values_are(run):
+    # One value a step, no thinning: the axes span 0 to 2 steps and 0 to 4 (ticks at 0 to 4).
+    svg = report.chart("t", {"up": [0.0, 4.0], "down": [4.0, 0.0]})
+    assert re.findall('d="M(.*?)"', svg) == ["202.5 215.0 355.0 10.0", "202.5 10.0 355.0 215.0"]
+    Tree(svg)
+    assert re.findall('d="M(.*?)"', report.chart("t", {"": [-4.0, 4.0]})) == ["202.5 215.0 355.0 10.0"]
+    shown = section(made(run), "Training")
+    assert re.findall("mean of (.*?) steps", shown) == ["3"] * 4 and shown.count("<figure>") == 4
+    first = shown.split("</figure>")[0]
+    assert re.findall('class="name"[^>]*>(.*?)<', first) == ["1st", "2nd", "3rd"]            # best on top
+    # The first point is the mean of 0, 1 and 2; step 250 is left alone in the last.
+    assert "over 250 steps: 1st from 1 to 249; 2nd from 0 to 0; 3rd from -1 to -249" in first
+
+
+@pytest.mark.parametrize("end, value", [("upper", 1.0), ("lower", -1.0), ("middle", 0.0)])
+def test_names_of_curves_do_not_overlap(end, value):
+    lines = {name: [0.0, value - k / 1000] for k, name in enumerate("dcba")} | {"high": [1.0, 1.0], "low": [-1.0, -1.0]}
+    named = re.findall('class="name"[^>]* y="(.*?)">(.*?)<', report.chart("t", lines))
+    at = [float(y) for y, _ in named]
+    assert all(below - above >= 15 for above, below in zip(at, at[1:])) and 10 <= at[0] and at[-1] <= 219
+    order = [name for _, name in named if len(name) == 1]
+    assert order == list("dcba")                                     # best above, wherever they crowd
+
+
+# ---- what can be missing or wrong -------------------------------------------------------------------------------
+
+def test_a_run_with_results_alone(run):
+    for name in ("world", "models", "evaluate"):
+        (run / name).rename(run.parent / name)
+    (run / "preferences.jsonl").unlink()
+    (run / "results.json").write_text("{}", encoding="utf-8")
+    page = made(run)
+    Tree(page)
+    for title in ("Before and after, in figures", "Before and after, in pictures", "K answers to one question",
+                  "Is the auto-check’s order right?", "Time, machine and versions"):
+        assert section(page, title).count('<p class="missing">') == 1
+    assert section(page, "Training").count("it was not trained") == 3
+    assert not Tree(page).of("img")
+
+
+def test_one_model_was_not_evaluated(run):
+    (run / "evaluate/mdpo.json.answers.jsonl").unlink()
+    shown = section(made(run), "Before and after, in pictures")
+    assert shown.count('<dt>mdpo</dt><dd><p class="missing">') == 2 and shown.count("<mark>") == 4
+
+
+def test_a_lost_picture_is_named(run):
+    (run / "world/eval/images/1.png").unlink()
+    page = made(run)
+    assert "There is no picture images/1.png." in page and len(Tree(page).of("img")) == 3
+
+
+def test_a_picture_outside_the_run_is_refused(run):
+    path = run / "world/eval/captions.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("images/0.png", "../../../secret.png"), encoding="utf-8")
+    with pytest.raises(BadRow, match="image leads out of its folder"):
+        made(run)
+    assert not (run / "page").exists()
+
+
+def test_a_damaged_log_names_its_line(run):
+    with open(run / "models/mdpo/log.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 251, "lo')
+    with pytest.raises(BadRow, match=r"log\.jsonl:251: line is not JSON"):
+        made(run)
+
+
+@pytest.mark.parametrize("content, problem",
+                         [(None, "No such file"), ("{", "line is not JSON"), ("[]", "line is a list")])
+def test_results_that_cannot_be_read(tmp_path, content, problem):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"results\.json: {problem}"):
+        report.main(["--run", str(tmp_path), "--out", str(tmp_path / "r.html")])
+
+
+def test_as_a_command(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "amp_min.report", "--run", tmp_path / "none", "--out", tmp_path / "r"],
+                          cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / "none/results.json") in done.stderr and os.listdir(tmp_path) == []

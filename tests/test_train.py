@@ -1,0 +1,260 @@
+"""train.py in process: the same bytes again, gradients that do not depend on how a step is cut, and what is refused."""
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import train
+from amp_min import lora, mllm, records, reference
+from amp_min.checks import UserError
+
+K, ROWS = 3, 10
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_world):
+    """Preference rows of one, two and three rounds: the standard answers, and each with one and two claims too many."""
+    def worse(answers, k):
+        return [answer + " There is a red kite at the top." * k for answer in answers]
+    return [{"id": row["id"], "image": row["image"], "questions": row["questions"],
+             "responses": [{"source": f"level-{k}", "answers": worse(row["answers"], k), "accuracy": 1 - k / 4} for k in range(K)]}
+            for row in records.read(tiny_world / "preference" / "prompts.jsonl", "prompt")]
+
+
+@pytest.fixture
+def run(family, tiny_world, rows, tmp_path):
+    """run(name, flags...) trains into tmp_path/name; returns the folder and its log lines."""
+    write(tmp_path / "preferences.jsonl", rows)
+
+    def train_it(name, *flags):
+        out = tmp_path / name
+        train.main(["--model", str(family / "llava-2b"), "--preferences", str(tmp_path / "preferences.jsonl"), "--out", str(out),
+                    "--image-root", str(tiny_world / "preference"), "--batch", "4", "--epochs", "2", "--lr", "1e-3", *flags])
+        return out, [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return train_it
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def largest_difference(one, other):
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+# ---- the run ----
+
+def test_same_seed_same_bytes_and_another_seed_others(run):
+    (one, log), (two, again), (other, _) = run("one"), run("two"), run("other", "--seed", "1")
+    assert weights(one) == weights(two) != weights(other)
+    timeless = lambda lines: [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+    assert timeless(log) == timeless(again)
+
+
+def test_first_step_is_the_reference(run):
+    _, log = run("out")
+    steps = 2 * math.ceil(ROWS / 4)
+    assert [line["step"] for line in log] == list(range(1, steps + 1))
+    assert [line["epoch"] for line in log] == [round(step / 3, 4) for step in range(1, steps + 1)]
+    assert all(len(line["logp"]) == len(line["ratio"]) == K for line in log)
+    assert log[0]["ratio"] == pytest.approx([0] * K, abs=1e-4) and log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    # A level says its better neighbour's words and more, so it is less likely; training moves the best level up.
+    assert log[0]["logp"] == sorted(log[0]["logp"], reverse=True) and log[-1]["ratio"][0] > 1
+    assert log[-1]["loss"] < log[0]["loss"] and log[-1]["lr"] < 1e-3
+
+
+def test_only_the_language_model_moves(run, family):
+    base = load_file(family / "llava-2b" / "model.safetensors")
+    for name, flags, projector_moves in ("out", [], False), ("projector", ["--train-projector"], True):
+        out, _ = run(name, "--epochs", "1", *flags)
+        trained = load_file(out / "model.safetensors")
+        moved = {key for key in base if not torch.equal(base[key], trained[key])}
+        assert not any("vision_tower" in key for key in moved) and any("language_model" in key for key in moved)
+        assert any("multi_modal_projector" in key for key in moved) == projector_moves
+        assert mllm.load(out).image_tokens == 9                  # an ordinary folder, processor included
+        assert sorted(path.name for path in out.iterdir() if path.is_dir()) == []        # no checkpoint is left
+
+
+@pytest.mark.parametrize("loss", ["mdpo", "kwise", "pro", "sft"])
+def test_a_step_may_be_cut_into_any_micro_batches(run, loss):
+    """10 rows in steps of 4 end with a step of 2; micro-batches of 3 cut 4 into 3 + 1.  Every step must be the same."""
+    flags = ["--loss", loss, "--lr", "1e-4"]
+    (whole, log), *others = (run(f"{loss}-{n}", *flags, "--micro-batch", str(n)) for n in (4, 1, 3))
+    for cut, cut_log in others:
+        assert [line["loss"] for line in cut_log] == pytest.approx([line["loss"] for line in log], rel=1e-4, abs=1e-5)
+        assert [line["grad_norm"] for line in cut_log] == pytest.approx([line["grad_norm"] for line in log], rel=1e-3)
+        assert largest_difference(whole, cut) < 1e-5
+    if loss == "kwise":
+        assert log[0]["loss"] == pytest.approx(math.log(math.factorial(K)), abs=1e-4)
+    if loss == "sft":
+        assert len(log[0]["logp"]) == 1 and "accuracy" not in log[0]
+
+
+def test_gradient_checkpointing_changes_nothing(run):
+    (plain, _), (saving, _) = run("plain"), run("saving", "--gradient-checkpointing")
+    assert largest_difference(plain, saving) < 1e-5
+
+
+def test_bf16_is_close_to_fp32(run):
+    for name, flags in ("full", []), ("lora", ["--lora-rank", "4"]):
+        for loss in "sft", "mdpo":
+            logs = [run(f"{name}-{loss}-{dtype}", "--loss", loss, "--epochs", "1", "--lr", "1e-4", "--dtype", dtype, *flags)[1]
+                    for dtype in ("fp32", "bf16")]
+            assert [line["loss"] for line in logs[1]] == pytest.approx([line["loss"] for line in logs[0]], rel=0.02), (name, loss)
+
+
+def test_adapters_are_all_that_moves_and_all_that_is_saved(run, family, tiny_world):
+    out, log = run("out", "--lora-rank", "4", "--lr", "1e-2")
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and log[-1]["ratio"][0] > 0.1
+    assert (out / "adapter_model.safetensors").is_file() and (out / "adapter_config.json").is_file()
+    assert not (out / "model.safetensors").exists()
+    settings = train.Settings(model=str(family / "llava-2b"), preferences=str(out.parent / "preferences.jsonl"), out=str(out.parent / "by-hand"),
+                              image_root=str(tiny_world / "preference"), lora_rank=4, lr=1e-2, batch=4, epochs=1)
+    m, trained, autocast = train.load_policy(settings)
+    assert all(name.endswith((".A", ".B")) for name in trained)
+    before = {name: p.clone() for name, p in m.model.named_parameters()}
+    sets, ids, paths, rewards = train.read_sets(m, settings)
+    see = mllm.eyes(m, paths)
+    ref = reference.logps(m, sets, ids, see, paths, autocast, settings)
+    (out.parent / "by-hand").mkdir()
+    train.train(m, trained, autocast, sets, ids, see, ref, rewards, "all", settings, out.parent / "by-hand")
+    moved = {name for name, p in m.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(trained)
+    assert len(lora.adapters(lora.load(mllm.load(family / "llava-2b").model, out))) == len(trained) / 2
+
+
+# ---- checkpoints ----
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(run, monkeypatch, at, *flags):
+    """Start a run and let it break off after step `at`, as by Ctrl-C (test_pipeline.py kills one with SIGKILL)."""
+    write_line = train.checkpoint.log_line
+
+    def log_line(step, *rest):
+        if step == at + 1:
+            raise Stop
+        return write_line(step, *rest)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(train.checkpoint, "log_line", log_line)
+        run("part", *flags)
+
+
+@pytest.mark.parametrize("flags", [[], ["--lora-rank", "2", "--weight-decay", "0.1"]])
+def test_a_resumed_run_gives_the_same_bytes(run, monkeypatch, tmp_path, flags):
+    name = "adapter_model.safetensors" if flags else "model.safetensors"
+    whole, log = run("whole", *flags)
+    interrupted(run, monkeypatch, 4, "--save-every", "1", *flags)
+    left = sorted(path.name for path in (tmp_path / "part.part").glob("checkpoint-*"))
+    assert left == ["checkpoint-00000003", "checkpoint-00000004"] and not (tmp_path / "part").exists()
+    # A kill while a checkpoint is written leaves this; it must not be taken for one.
+    shutil.copytree(tmp_path / "part.part" / left[1], tmp_path / "part.part" / "saving")
+    resumed, log_after = run("part", "--resume", *flags)
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    assert [line["loss"] for line in log_after] == [line["loss"] for line in log]
+    assert not (tmp_path / "part.part").exists()
+
+
+def test_resume_is_refused_for_another_run_and_idle_for_a_finished_one(run, monkeypatch, tmp_path, rows, capsys):
+    interrupted(run, monkeypatch, 2, "--save-every", "1")
+    with pytest.raises(UserError, match="was begun with beta = 0.1, now it is 0.5"):
+        run("part", "--resume", "--beta", "0.5")
+    finished, _ = run("part", "--resume")
+    before = weights(finished)
+    capsys.readouterr()
+    run("part", "--resume")
+    assert "finished before" in capsys.readouterr().out and weights(finished) == before
+    rows[0]["responses"][2]["answers"][0] += " Yes."
+    write(tmp_path / "preferences.jsonl", rows)
+    rows[0]["responses"][2]["answers"][0] = rows[0]["responses"][2]["answers"][0].removesuffix(" Yes.")
+    train_again = [*["--model", "x", "--out", str(finished), "--preferences", str(tmp_path / "preferences.jsonl")], "--resume"]
+    with pytest.raises(UserError, match="was begun with"):
+        train.main(train_again)
+    assert weights(finished) == before
+
+
+# ---- the reference ----
+
+def cached(tmp_path):
+    return sorted(tmp_path.glob("preferences.jsonl.reference-*.safetensors"))
+
+
+def test_reference_is_computed_once_per_data_set(run, tmp_path, rows, capsys):
+    one, _ = run("one")
+    (first,), printed = cached(tmp_path), capsys.readouterr().out
+    assert "reference log-probs: from" not in printed and load_file(first)["logps"].shape == (ROWS, K)
+    two, _ = run("two", "--micro-batch", "3")                    # another cut, same log-probs
+    assert f"reference log-probs: from {first}" in capsys.readouterr().out and cached(tmp_path) == [first]
+    write(tmp_path / "preferences.jsonl", rows[:-1])
+    run("three")
+    assert "reference log-probs: from" not in capsys.readouterr().out and len(cached(tmp_path)) == 2
+
+
+def test_a_reference_of_something_else_stops_the_run(run, tmp_path, rows):
+    run("one", "--epochs", "0.1")
+    (cache,) = cached(tmp_path)
+    wrong = load_file(cache)["logps"]
+    wrong[1, 2] -= 0.5
+    save_file({"logps": wrong}, cache)
+    with pytest.raises(UserError, match=f"reference log-probs of row '{rows[1]['id']}' are not the model's"):
+        run("two")
+    assert not (tmp_path / "two").exists()
+
+
+# ---- data and refusals ----
+
+def test_show_prints_what_is_scored(run, rows, capsys):
+    run("out", "--show", "2", "--epochs", "0.1")
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("prefix", "answer"))]
+    assert len(shown) == 2 * (1 + K)
+    for at, row in (0, rows[0]), (4, rows[1]):
+        texts = [line.split("'", 1)[1].removesuffix("'") for line in shown[at:at + 4]]
+        for k in range(K):
+            whole = (texts[0] + texts[k + 1]).replace("][", "")
+            scored = [part.split("]")[0] for part in whole.split("[")[1:]]
+            assert scored == [f" {answer}</s>" for answer in row["responses"][k]["answers"]]
+        assert texts[0].count("<image>") == 1
+
+
+def test_levels_takes_the_best(run, capsys):
+    _, log = run("out", "--levels", "2", "--epochs", "1")
+    assert len(log[0]["logp"]) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
+    with pytest.raises(UserError, match=r"step 2: loss .*nan.*; rows preference-.*the last good checkpoint is in") as caught:
+        run("out", "--lr", "1e30", "--save-every", "1", "--warmup", "0")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--levels", "4"], "has 3 responses, --levels asks for 4"),
+    (["--pairs", "2-0"], r"--pairs 2-0: pairs\[0\] is \(2, 0\)"),
+    (["--pairs", "nonsense"], "--pairs nonsense"),
+    (["--train-projector", "--lora-rank", "2"], "--train-projector goes with full training"),
+    (["--preferences", "no/such.jsonl"], "no/such.jsonl: No such file"),
+    (["--model", "no/such/folder"], "no/such/folder: no such model folder"),
+])
+def test_refusals(run, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run("out", *flags)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_an_answer_longer_than_the_model_reads_is_named(run, tmp_path, rows):
+    rows = json.loads(json.dumps(rows))
+    rows[3]["responses"][1]["answers"][0] = "There is a cat. " * 300
+    write(tmp_path / "preferences.jsonl", rows)
+    with pytest.raises(UserError, match=f"row '{rows[3]['id']}' needs .* tokens, .* reads 1024"):
+        run("out")
