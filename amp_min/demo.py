@@ -12,6 +12,7 @@ that has finished before is not run again; --fresh starts from nothing.
 import importlib
 import json
 import multiprocessing
+import os
 import platform
 import shutil
 import time
@@ -26,12 +27,15 @@ FAMILY = ["llava-34b", "llava-13b", "llava-7b", "llava-2b"]         # best first
 POLICY = "llava-7b"                                                 # what is trained, as in the paper
 MODELS = ("base", "sft", "dpo", "mdpo")
 
-# What each preset changes of the stages' defaults.  The values of "demo" were chosen on the tune split.
+# What each preset changes of the stages' defaults.  The learning rates of "demo" were chosen on the tune split, one for
+# each loss: at the others' rate, DPO without the penalty drives the log-probs of *both* answers down until it babbles.
 PRESETS = {
-    "demo": {"world": "", "clip": "", "llava": "", "generate": "--max-new-tokens 80", "train": "--lr 1e-3 --epochs 8", "evaluate": ""},
+    "demo": {"world": "", "clip": "", "llava": "", "generate": "--max-new-tokens 80", "train": "--epochs 12",
+             "sft": "--lr 4e-3", "dpo": "--lr 2e-5", "mdpo": "--lr 4e-3", "evaluate": ""},
     "tiny": {"world": "--train 48 --closeups 24 --finetune 8 --preference 16 --captions 8 --dialogues 6",
              "clip": "--clip-steps 4 --batch 8", "llava": "--steps 4 --batch 8", "generate": "--max-new-tokens 12 --beams 2",
-             "train": "--lr 1e-3 --epochs 1", "evaluate": "--max-new-tokens 12"},
+             "train": "--epochs 1",
+             "sft": "--lr 1e-3", "dpo": "--lr 2e-5", "mdpo": "--lr 1e-3", "evaluate": "--max-new-tokens 12"},
 }
 
 
@@ -43,16 +47,11 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "for every stage"})
 
 
-def one_thread():
+def run_stage(module, argv, threads):
+    """One command, in a worker that has paid for its imports already."""
     import torch
-    torch.set_num_threads(1)
-
-
-def run_stage(module, argv):
-    """One command, in a worker that has paid for its imports already; returns its seconds."""
-    started = time.perf_counter()
+    torch.set_num_threads(threads)
     importlib.import_module(module).main(argv)
-    return time.perf_counter() - started
 
 
 class Run:
@@ -70,7 +69,7 @@ class Run:
                 continue
             module, *argv = command.split()
             print(f"$ python {module if module.endswith('.py') else '-m ' + module} {' '.join(argv)}", flush=True)
-            waiting[command] = self.pool.submit(run_stage, module.removesuffix(".py"), argv)
+            waiting[command] = self.pool.submit(run_stage, module.removesuffix(".py"), argv, 1 if len(commands) > 1 else 2)
         for future in waiting.values():
             future.result()
         if waiting:
@@ -93,7 +92,8 @@ def stages(run, folder, preset, seed):
     run("verify", f"verify.py --candidates {folder}/candidates.jsonl --encoder {M}/clip --out {folder}/preferences.jsonl")
     training = (f"train.py --model {M}/{POLICY} --preferences {folder}/preferences.jsonl --image-root {W}/preference "
                 f"--seed {seed} {options['train']}")
-    run("train", f"{training} --out {M}/mdpo --levels 4", f"{training} --out {M}/dpo --levels 2 --penalty 0", f"{training} --out {M}/sft --loss sft")
+    run("train", f"{training} --out {M}/mdpo --levels 4 {options['mdpo']}",
+        f"{training} --out {M}/dpo --levels 2 --penalty 0 {options['dpo']}", f"{training} --out {M}/sft --loss sft {options['sft']}")
     run("evaluate", *(f"amp_min.evaluate --model {M}/{POLICY if name == 'base' else name} --data {W}/eval --out {E}/{name}.json "
                       f"--seed {seed} {options['evaluate']}" for name in MODELS))
 
@@ -110,11 +110,17 @@ def results(folder, run, seed):
             "machine": f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores"}
 
 
+SHOWN = {"chair_i_greedy": "CHAIR_i, greedy ↓", "chair_i_sampled": "CHAIR_i, sampled ↓", "coverage_greedy": "coverage, greedy ↑",
+         "coverage_sampled": "coverage, sampled ↑", "pope_accuracy": "POPE accuracy ↑", "pope_random_f1": "POPE F1, random ↑",
+         "pope_popular_f1": "POPE F1, popular ↑", "pope_adversarial_f1": "POPE F1, adversarial ↑", "pope_yes_ratio": "POPE yes-ratio",
+         "mrhal_score_cumulative": "MRHal score 0-6, cumulative ↑", "mrhal_score_mean": "MRHal score, mean ↑",
+         "mrhal_hallucination_cumulative": "MRHal hallucination, cumulative ↓", "mrhal_hallucination_mean": "MRHal hallucination, mean ↓"}
+
+
 def table(found):
-    """The before/after table, as lines of text."""
-    names = [key for key, value in found["models"]["base"].items() if not isinstance(value, dict)]
-    lines = [f"{'':34}" + "".join(f"{model:>9}" for model in found["models"])]
-    lines += [f"{name:34}" + "".join(f"{metrics[name]:9.3f}" for metrics in found["models"].values()) for name in names]
+    """The before/after table as Markdown, which reads well on a terminal too."""
+    lines = [f"| {'':34} |" + "".join(f" {model:>5} |" for model in found["models"]), "| --- |" + " ---: |" * len(found["models"])]
+    lines += [f"| {name:34} |" + "".join(f" {metrics[key]:5.3f} |" for metrics in found["models"].values()) for key, name in SHOWN.items()]
     order = found["autocheck"]
     lines += ["", f"order of the generated answers against the oracle: {order['agreement_initial']:.3f} initial, "
                   f"{order['agreement_autocheck']:.3f} after the auto-check; adjacent pairs the wrong way round: "
@@ -128,8 +134,9 @@ def main(argv=None):
     if settings.fresh and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # a thread that spins while it waits starves its neighbour
     context = multiprocessing.get_context("spawn")                  # torch does not survive a fork
-    with ProcessPoolExecutor(2, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
         run = Run(folder, pool)
         stages(run, folder, settings.preset, settings.seed)
         records.write_json(folder / "results.json", results(folder, run, settings.seed))

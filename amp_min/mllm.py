@@ -8,7 +8,6 @@ llava-hf/llava-1.5-7b-hf are interchangeable.  A picture becomes P "image tokens
 Here D is the language model's width, B the batch, T the tokens of a sequence.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +15,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, RepetitionPenaltyLogitsProcessor
 from transformers.utils import logging
 
 from amp_min.checks import UserError
 from amp_min.pictures import open_image
 
 logging.disable_progress_bar()          # transformers' own, two per model: they would go into log files, too
-# It is meant so: the prompt's words may be repeated at no cost, the answer's own may not.
-warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
 
 # LLaVA-1.5's conversation format, for checkpoints that bring no chat template of their own.
 LLAVA_TEMPLATE = (
@@ -250,8 +247,8 @@ def answer(m, features, questions, answers, decoding):
     """Answer the open question of B conversations: list of B strings.
 
     features (B, P, D_vision); questions, answers: B lists, with one answer fewer than questions.  decoding: keyword
-    arguments of transformers' `generate`.  Special tokens cannot be said: an answer that holds the image token would
-    stop the training on it.
+    arguments of transformers' `generate`; a repetition penalty is on the answer's own words.  Special tokens cannot be
+    said: an answer that holds the image token would stop the training on it.
     """
     prompts = [encode(m, q, a)[0] for q, a in zip(questions, answers, strict=True)]
     T = max(map(len, prompts))
@@ -259,8 +256,11 @@ def answer(m, features, questions, answers, decoding):
     ids = torch.tensor([[pad] * (T - len(p)) + p for p in prompts], device=m.device)        # (B, T), padded on the left
     mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], device=m.device)
     silent = [i for i in m.tokenizer.all_special_ids if i != m.tokenizer.eos_token_id]
+    # Handed to generate as a number, the penalty would spare the first words of an answer, one for each padding token.
+    penalty = [RepetitionPenaltyLogitsProcessor(float(decoding.get("repetition_penalty", 1.0)))]
+    decoding = {key: value for key, value in decoding.items() if key != "repetition_penalty"}
     out = m.model.generate(inputs_embeds=embed(m, ids, features.to(m.device)), attention_mask=mask, suppress_tokens=silent,
-                           pad_token_id=pad, eos_token_id=m.tokenizer.eos_token_id, **decoding)
+                           logits_processor=penalty, pad_token_id=pad, eos_token_id=m.tokenizer.eos_token_id, **decoding)
     return [text.strip() for text in m.tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 

@@ -32,7 +32,7 @@ from amp_min import losses, mllm, packing, pictures, records, script
 IMAGE, PATCH, P = 48, 16, 9                     # pixels, pixels, image tokens: (48 / 16)^2
 SPECIAL = ["<pad>", "<s>", "<unk>", "</s>", "<image>"]
 # Width and depth of each language model; the ratios of size, not the sizes, are the paper's idea.
-FAMILY = {"llava-2b": (32, 2), "llava-7b": (48, 3), "llava-13b": (64, 3), "llava-34b": (96, 3)}
+FAMILY = {"llava-2b": (32, 2), "llava-7b": (64, 3), "llava-13b": (80, 3), "llava-34b": (96, 3)}
 
 
 @dataclass
@@ -41,10 +41,10 @@ class Settings:
     out: str = field(metadata={"help": "folder for the model folders"})
     part: Literal["all", "clip", "llava", "increments"] = field(default="all", metadata={"help": "llava: on the CLIP that lies in --out already"})
     family: list[str] = field(default_factory=lambda: list(FAMILY), metadata={"help": "which sizes to train"})
-    clip_steps: int = field(default=300, metadata={"help": "contrastive steps; fewer and 'a red car' is close to everything"})
+    clip_steps: int = field(default=240, metadata={"help": "contrastive steps; fewer and 'a red car' is close to everything"})
     steps: int = field(default=400, metadata={"help": "steps of each LLaVA"})
     batch: int = field(default=32, metadata={"help": "conversations a step (CLIP: four times as many pictures)"})
-    lr: float = field(default=2.5e-3, metadata={"help": "peak learning rate of llava-7b and CLIP; wider models take less"})
+    lr: float = field(default=5e-3, metadata={"help": "peak learning rate of llava-7b and CLIP; wider models take less"})
     increments: int = field(default=3, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets"})
     base: str | None = field(default=None, metadata={"help": "model that --increments starts from"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes on one machine"})
@@ -113,7 +113,7 @@ def train_clip(rows, pixel_values, tokenizer, settings):
         chosen = rng.sample(range(len(rows)), min(4 * settings.batch, len(rows)))
         ids, mask = pad([rng.choice(encoded[i]) for i in chosen])
         loss = model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values[chosen], return_loss=True).loss
-        update(model, optimizer, loss, 0.6 * settings.lr * warm_cosine(step, settings.clip_steps))
+        update(model, optimizer, loss, 0.3 * settings.lr * warm_cosine(step, settings.clip_steps))
     return model.eval()
 
 
@@ -169,7 +169,10 @@ def supervised(m, encoded, features, steps, batch, lr, seed, name):
         hidden = m.model.model.language_model(inputs_embeds=mllm.embed(m, ids, features[chosen])).last_hidden_state
         scored = rounds[:, 1:] > 0                                                           # token t+1 is predicted at t
         logps = losses.token_logps(hidden[:, :-1][scored], m.model.lm_head.weight, ids[:, 1:][scored], chunk=8192)
-        update(m.model, optimizer, -logps.mean(), lr * warm_cosine(step, steps))
+        # Every answer weighs the same: by tokens, a "yes" or "no" would drown in the descriptions and never be learned.
+        owner = (torch.arange(len(chosen)).unsqueeze(1) * (1 + rounds.max()) + rounds[:, 1:])[scored]        # (N,) one number per answer
+        share = 1 / torch.bincount(owner)[owner]                                             # (N,) one over the answer's length
+        update(m.model, optimizer, -(logps * share).sum() / share.sum(), lr * warm_cosine(step, steps))
     m.model.eval()
     return m
 

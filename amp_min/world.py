@@ -54,7 +54,7 @@ SPLITS = {"train": range(0, 8), "finetune": range(8, 11), "preference": range(11
 @dataclass
 class Settings:
     out: str = field(metadata={"help": "folder to write"})
-    train: int = field(default=2400, metadata={"help": "training scenes; fewer and even the largest model reads pictures badly"})
+    train: int = field(default=3600, metadata={"help": "training scenes; fewer and even the largest model reads pictures badly"})
     closeups: int = field(default=1000, metadata={"help": "pictures with one group of objects, for CLIP only"})
     finetune: int = field(default=600, metadata={"help": "clean rows for incremental generation (the paper: 90k)"})
     preference: int = field(default=600, metadata={"help": "preference prompts (the paper: 11k)"})
@@ -217,19 +217,15 @@ def dialogue(scene, rng, aspects, yes_share=0.5):
     return list(rounds), [answer for answer, _ in rounds.values()], [aspect for _, aspect in rounds.values()]
 
 
-def some_aspects(rng, rounds, first=None):
-    return ([first] if first else []) + rng.choices(ASPECTS, k=rounds - bool(first))
-
-
 # ---- splits -----------------------------------------------------------------------------------------------------
 
 def train_rows(n, settings):
-    """One conversation per training scene, about what the careless annotator sees."""
+    """One conversation of five rounds per training scene, about what the careless annotator sees."""
     rng = random.Random(f"{settings.seed} train texts")
     for scene in scenes("train", n, settings.seed):
         view = careless_view(scene, settings.phantom_share, settings.usual_color_share, rng)
-        aspects = ["description", "existence", "existence", rng.choice(ASPECTS)]
-        texts = dialogue(view, rng, rng.sample(aspects, 4), settings.yes_share)
+        aspects = ["description", "existence", "existence", "existence", rng.choice(ASPECTS)]
+        texts = dialogue(view, rng, rng.sample(aspects, 5), settings.yes_share)
         yield scene, texts
 
 
@@ -244,15 +240,15 @@ def finetune_rows(n, settings):
     """Conversations like the training ones, but true."""
     rng = random.Random(f"{settings.seed} finetune texts")
     for scene in scenes("finetune", n, settings.seed):
-        yield scene, dialogue(scene, rng, some_aspects(rng, rng.choice([1, 2, 3]), rng.choice(["description", "existence"])))
+        yield scene, dialogue(scene, rng, [rng.choice(["description", "existence"]), *rng.choices(ASPECTS, k=rng.choice([0, 1, 2]))])
 
 
 def preference_rows(n, settings):
     """Half descriptions, half dialogues of 2-3 rounds, all true; the standard answers of stage 1."""
     rng = random.Random(f"{settings.seed} preference texts")
     for i, scene in enumerate(scenes("preference", n, settings.seed)):
-        rounds, first = (1, "description") if i % 2 == 0 else (rng.choice([2, 3]), "existence")
-        yield scene, dialogue(scene, rng, some_aspects(rng, rounds, first))
+        aspects = ["description"] if i % 2 == 0 else ["existence", *rng.choices(ASPECTS, k=rng.choice([1, 2]))]
+        yield scene, dialogue(scene, rng, aspects)
 
 
 def pope_questions(scene, seen, together, rng):
@@ -313,7 +309,7 @@ def main(argv=None):
         heads = write_split(out / split, scene_list)
         captions = [text_row(head, dialogue(head["scene"], rng, ["description"])) for head in heads[:settings.captions]]
         write_rows(out / split / "captions.jsonl", captions, settings)
-        mrhal = [text_row(head, dialogue(head["scene"], rng, some_aspects(rng, rng.choices([2, 3, 4, 5], [35, 40, 15, 10])[0])))
+        mrhal = [text_row(head, dialogue(head["scene"], rng, rng.choices(ASPECTS, k=rng.choices([2, 3, 4, 5], [35, 40, 15, 10])[0])))
                  for head in heads[:settings.dialogues]]
         write_rows(out / split / "mrhal.jsonl", mrhal, settings)
         pope = [{**text_row(head, ([f"Is there {article(kind)} in the image?"], [label], ["existence"]), f"-{name}-{kind}"),

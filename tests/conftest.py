@@ -18,16 +18,12 @@ from amp_min import mllm, pretrain, world  # noqa: E402
 torch.set_num_threads(1)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "ignore:Passing `repetition_penalty`")         # as mllm.py does, and why
-
-
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory):
     """A folder of amp_min.world with a few scenes of everything.  Read only."""
     out = tmp_path_factory.mktemp("world")
     world.main(["--out", str(out), "--train", "24", "--closeups", "12", "--finetune", "8", "--preference", "10",
-                "--captions", "6", "--dialogues", "5"])
+                "--captions", "6", "--dialogues", "12"])
     return out
 
 

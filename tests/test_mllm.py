@@ -144,7 +144,7 @@ def test_greedy_answers_are_the_likeliest_words_of_encode(m, features):
 MIXED = ([QUESTIONS[1:2], QUESTIONS[:3], ["Is there a dog in the image?"], QUESTIONS[:2]], [[], ANSWERS[:2], [], ANSWERS[:1]])
 
 
-@pytest.mark.parametrize("decoding", [dict(num_beams=1), dict(num_beams=3, repetition_penalty=1.1)])
+@pytest.mark.parametrize("decoding", [dict(num_beams=1), dict(repetition_penalty=3.0), dict(num_beams=3), dict(num_beams=3, repetition_penalty=1.1)])
 def test_padding_changes_no_answer(small_model, features, decoding):
     decoding = dict(do_sample=False, max_new_tokens=16) | decoding
     together = mllm.answer(small_model, features, *MIXED, decoding)

@@ -164,7 +164,7 @@ def test_evaluate_gives_every_metric(chain, tiny_world):
         assert 0 <= results["metrics"][name] <= top and f"{results['metrics'][name]:.3f}" in printed["evaluate"]
     said = lines(folder / "results.json.answers.jsonl")
     kinds = [row["benchmark"] for row in said]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"captions_greedy": 6, "captions_sampled": 6, "pope": LIMIT, "mrhal": 5}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"captions_greedy": 6, "captions_sampled": 6, "pope": LIMIT, "mrhal": 12}
     questions = {row["id"]: row["questions"] for row in lines(tiny_world / "eval" / "mrhal.jsonl")}
     assert all(len(row["answers"]) == len(questions[row["id"]]) for row in said if row["benchmark"] == "mrhal")
 
