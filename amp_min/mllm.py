@@ -8,7 +8,7 @@ llava-hf/llava-1.5-7b-hf are interchangeable.  A picture becomes P "image tokens
 Here D is the language model's width, B the batch, T the tokens of a sequence.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,10 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, RepetitionPenaltyLogitsProcessor
 from transformers.utils import logging
 
+from amp_min import lora
 from amp_min.checks import UserError
 from amp_min.pictures import open_image
+from amp_min.script import is_out_of_memory
 
 logging.disable_progress_bar()          # transformers' own, two per model: they would go into log files, too
 
@@ -74,6 +76,8 @@ def hub(load, name, **kwargs):
     try:
         return load(name, **kwargs)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise                                # script.run has better advice
         first = str(error).strip().split("\n")[0]
         if not Path(name).is_dir():
             raise UserError(f"{name}: cannot be had from the hub ({first}); download it where there is a network with "
@@ -87,6 +91,8 @@ def load(name, dtype=torch.float32, device="cpu"):
     Only safetensors weights are read, and no code from a checkpoint is run.  Errors: UserError, one line.
     """
     name = str(name)
+    if (Path(name) / "adapter_config.json").is_file():
+        return load_adapted(name, dtype, device)
     config = hub(AutoConfig.from_pretrained, name)
     if config.model_type != "llava":
         raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles 'llava' (LLaVA-1.5 "
@@ -100,6 +106,16 @@ def load(name, dtype=torch.float32, device="cpu"):
         if info[problem]:
             raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
     return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(name, config)))
+
+
+def load_adapted(folder, dtype, device):
+    """A folder of adapters: its base model with the adapters merged in."""
+    base = lora.read_config(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{folder}/adapter_config.json: names no base_model_name_or_path; add the model that the adapter is for")
+    m = load(base, dtype, device)
+    lora.merge(lora.load(m.model, folder))
+    return replace(m, name=folder)
 
 
 def image_tokens_of(name, config):

@@ -247,7 +247,7 @@ def preference_rows(n, settings):
     """Half descriptions, half dialogues of 2-3 rounds, all true; the standard answers of stage 1."""
     rng = random.Random(f"{settings.seed} preference texts")
     for i, scene in enumerate(scenes("preference", n, settings.seed)):
-        aspects = ["description"] if i % 2 == 0 else ["existence", *rng.choices(ASPECTS, k=rng.choice([1, 2]))]
+        aspects = ["description"] if i % 2 == 0 else ["existence", "existence", rng.choice(ASPECTS)][:rng.choice([2, 3])]
         yield scene, dialogue(scene, rng, aspects)
 
 

@@ -133,7 +133,10 @@ def test_adapters_are_all_that_moves_and_all_that_is_saved(run, family, tiny_wor
     train.train(m, trained, autocast, sets, ids, see, ref, rewards, "all", settings, out.parent / "by-hand")
     moved = {name for name, p in m.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(trained)
-    assert len(lora.adapters(lora.load(mllm.load(family / "llava-2b").model, out))) == len(trained) / 2
+    adapted = lora.load(mllm.load(family / "llava-2b").model, out)
+    assert len(lora.adapters(adapted)) == len(trained) / 2
+    merged = dict(mllm.load(out).model.named_parameters())                      # what evaluate.py makes of the folder
+    assert all(torch.equal(p, merged[name]) for name, p in lora.merge(adapted).named_parameters())
 
 
 # ---- checkpoints ----
