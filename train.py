@@ -132,7 +132,7 @@ def show(m, tokens):
 # ---- 3. loss ----------------------------------------------------------------------------------------------------
 
 def parse_pairs(text, K):
-    """'all', 'adjacent', 'best' or '0-1,0-2' -> what losses.mdpo_loss takes; checked here, before any work is done."""
+    """'all', 'adjacent', 'best' or '0-1,0-2' -> what losses.mdpo_loss takes; checked once, before the first step."""
     try:
         pairs = text if text.isalpha() else [tuple(map(int, pair.split("-"))) for pair in text.split(",")]
         losses.pair_indices(K, pairs)

@@ -39,7 +39,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 from tqdm import tqdm
-from transformers.utils import logging
 
 from amp_min import autocheck, chunks, records
 from amp_min.mllm import choose_device
@@ -73,7 +72,6 @@ def main(argv=None):
         raise UserError(f"--rows-at-once {settings.rows_at_once}: give 1 or more")
     print("settings:", asdict(settings))
     lines = count_lines(settings.candidates)
-    logging.disable_progress_bar()                       # transformers' own, one per model loaded
     nlp, encoder = chunks.load_parser(), autocheck.load_encoder(settings.encoder, choose_device())
     started, long_texts, features = time.perf_counter(), 0, {}
     with records.Writer(settings.out, asdict(settings), [settings.candidates], settings.resume) as out:

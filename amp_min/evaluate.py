@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tqdm import tqdm
 
 from amp_min import judge, metrics, mllm, oracle, records, script
 from amp_min.checks import UserError

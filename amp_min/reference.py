@@ -5,7 +5,9 @@ model in memory and a second forward pass in every step.  The result is kept bes
 hash of everything it depends on: weights, tokens and pictures.
 """
 
+import contextlib
 import hashlib
+import os
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -45,7 +47,8 @@ def logps(m, sets, ids, see, paths, autocast, settings):
     for chosen in tqdm(packing.batches([packing.length(s) for s in sets], settings.micro_batch, seed=0), desc="reference",
                        unit="batch", disable=None):
         ref[chosen] = forward(m, sets, see, autocast, chosen)
-    save_file({"logps": ref}, path)
+    save_file({"logps": ref}, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)             # a killed run leaves no half cache for the next one to trip over
     return ref
 
 
@@ -64,7 +67,8 @@ def check_start(m, sets, ids, see, autocast, cached, settings):
     """
     some = list(range(min(len(sets), settings.micro_batch)))
     now = forward(m, sets, see, autocast, some)
-    bound = 1e-2 if next(m.model.parameters()).dtype == torch.bfloat16 or torch.is_autocast_enabled() else 1e-5
+    in_bf16 = next(m.model.parameters()).dtype == torch.bfloat16 or not isinstance(autocast, contextlib.nullcontext)
+    bound = 1e-2 if in_bf16 else 1e-5
     wrong = ((now - cached[some]).abs() > bound * now.abs().clamp(min=1)).any(1).nonzero().flatten().tolist()
     if wrong:
         raise UserError(f"{settings.preferences}: reference log-probs of row {ids[wrong[0]]!r} are not the model's; delete "

@@ -6,8 +6,8 @@ Everything a real data set does to make models hallucinate is here on purpose, a
   * objects co-occur in themes, and the background hints at the theme (a sea picture "wants" a boat),
   * every kind of object has a usual color,
   * the *training* texts come from a careless annotator: a share of them mentions an object that is not there, or
-    gives an object its usual color, and asks mostly questions whose answer is yes (as web captions and
-    instruction data do).  Preference and evaluation texts are clean.
+    gives an object its usual color, and a little over half of its yes/no questions are answered yes.  Preference
+    and evaluation texts are clean.
 
 Each split is a folder with its own pictures; a scene belongs to the split that the hash of its content names, so no
 scene can be in two of them:
