@@ -41,10 +41,10 @@ class Settings:
     out: str = field(metadata={"help": "folder for the model folders"})
     part: Literal["all", "clip", "llava", "increments"] = field(default="all", metadata={"help": "llava: on the CLIP that lies in --out already"})
     family: list[str] = field(default_factory=lambda: list(FAMILY), metadata={"help": "which sizes to train"})
-    clip_steps: int = field(default=240, metadata={"help": "contrastive steps; fewer and 'a red car' is close to everything"})
-    steps: int = field(default=400, metadata={"help": "steps of each LLaVA"})
-    batch: int = field(default=32, metadata={"help": "conversations a step (CLIP: four times as many pictures)"})
-    lr: float = field(default=5e-3, metadata={"help": "peak learning rate of llava-7b and CLIP; wider models take less"})
+    clip_steps: int = field(default=420, metadata={"help": "contrastive steps; with half of them every LLaVA on top reads pictures far worse"})
+    steps: int = field(default=1300, metadata={"help": "steps of each LLaVA; yes/no questions are learned only after 600 or so"})
+    batch: int = field(default=16, metadata={"help": "conversations a step (CLIP: eight times as many pictures)"})
+    lr: float = field(default=2e-3, metadata={"help": "peak learning rate of llava-7b and CLIP; wider models take less"})
     increments: int = field(default=3, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets"})
     base: str | None = field(default=None, metadata={"help": "model that --increments starts from"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes on one machine"})
@@ -52,9 +52,8 @@ class Settings:
 
 # ---- data -------------------------------------------------------------------------------------------------------
 
-def read_split(folder):
-    """Rows of a split and its pictures as Pillow images."""
-    path = Path(folder) / "prompts.jsonl"
+def read_split(path):
+    """Rows of a file and their pictures as Pillow images."""
     rows = list(records.read(path, "prompt"))
     return rows, [pictures.open_image(pictures.image_path(row, path)) for row in rows]
 
@@ -110,10 +109,10 @@ def train_clip(rows, pixel_values, tokenizer, settings):
     rng = random.Random(f"{settings.seed} clip")
     encoded = [[tokenizer(text)["input_ids"] for text in captions(row)] for row in rows]
     for step in tqdm(range(settings.clip_steps), desc="clip", unit="step", disable=None):
-        chosen = rng.sample(range(len(rows)), min(4 * settings.batch, len(rows)))
+        chosen = rng.sample(range(len(rows)), min(8 * settings.batch, len(rows)))
         ids, mask = pad([rng.choice(encoded[i]) for i in chosen])
         loss = model(input_ids=ids, attention_mask=mask, pixel_values=pixel_values[chosen], return_loss=True).loss
-        update(model, optimizer, loss, 0.3 * settings.lr * warm_cosine(step, settings.clip_steps))
+        update(model, optimizer, loss, 0.75 * settings.lr * warm_cosine(step, settings.clip_steps))
     return model.eval()
 
 
@@ -140,7 +139,7 @@ def make_llava(name, clip, processor, seed):
     torch.manual_seed(seed)
     width, depth = FAMILY[name]
     text = LlamaConfig(vocab_size=len(processor.tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=depth,
-                       num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
+                       num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
                        pad_token_id=0, bos_token_id=1, eos_token_id=3,
                        initializer_range=width ** -0.5)     # the usual 0.02 suits widths of thousands; here it learns slowly
     config = LlavaConfig(vision_config=clip.config.vision_config, text_config=text, image_token_id=SPECIAL.index("<image>"),
@@ -169,9 +168,10 @@ def supervised(m, encoded, features, steps, batch, lr, seed, name):
         hidden = m.model.model.language_model(inputs_embeds=mllm.embed(m, ids, features[chosen])).last_hidden_state
         scored = rounds[:, 1:] > 0                                                           # token t+1 is predicted at t
         logps = losses.token_logps(hidden[:, :-1][scored], m.model.lm_head.weight, ids[:, 1:][scored], chunk=8192)
-        # Every answer weighs the same: by tokens, a "yes" or "no" would drown in the descriptions and never be learned.
+        # An answer of n tokens weighs sqrt(n): if it weighed n, a "yes" or "no" would drown in the descriptions and never be
+        # learned; if all weighed the same, descriptions would be learned too slowly.
         owner = (torch.arange(len(chosen)).unsqueeze(1) * (1 + rounds.max()) + rounds[:, 1:])[scored]        # (N,) one number per answer
-        share = 1 / torch.bincount(owner)[owner]                                             # (N,) one over the answer's length
+        share = torch.bincount(owner)[owner].float().rsqrt()                                 # (N,) weight of each token
         update(m.model, optimizer, -(logps * share).sum() / share.sum(), lr * warm_cosine(step, steps))
     m.model.eval()
     return m
@@ -189,9 +189,9 @@ def make_processor(tokenizer):
 
 def train_and_save_clip(settings):
     world, out = Path(settings.world), Path(settings.out)
-    rows, images = read_split(world / "train")
-    closeups, closeup_images = read_split(world / "closeups")
-    tokenizer = make_tokenizer(rows + closeups)
+    rows, images = read_split(world / "train" / "captions.jsonl")
+    closeups, closeup_images = read_split(world / "closeups" / "captions.jsonl")
+    tokenizer = make_tokenizer(rows + closeups + list(records.read(world / "train" / "prompts.jsonl", "prompt")))
     pixel_values = image_processor()(images=images + closeup_images, return_tensors="pt")["pixel_values"]
     train_clip(rows + closeups, pixel_values, tokenizer, settings).save_pretrained(out / "clip")
     CLIPProcessor(image_processor=image_processor(), tokenizer=tokenizer).save_pretrained(out / "clip")
@@ -202,7 +202,7 @@ def training_data(world, clip_folder):
     """CLIP, processor, and the encoded training conversations with their picture features: the same for all sizes."""
     clip = CLIPModel.from_pretrained(clip_folder)
     processor = make_processor(framed(PreTrainedTokenizerFast.from_pretrained(clip_folder), "<s> $A"))   # LLaVA goes on speaking
-    rows, images = read_split(Path(world) / "train")
+    rows, images = read_split(Path(world) / "train" / "prompts.jsonl")
     m = make_llava(next(iter(FAMILY)), clip, processor, seed=0)
     return (clip, processor, [mllm.encode(m, row["questions"], row["answers"]) for row in rows], mllm.look(m, mllm.pixels(m, images)))
 
@@ -227,7 +227,7 @@ def nested_subsets(n, parts):
 
 
 def train_increments(settings):
-    rows, images = read_split(Path(settings.world) / "finetune")
+    rows, images = read_split(Path(settings.world) / "finetune" / "prompts.jsonl")
     for i, subset in enumerate(nested_subsets(len(rows), settings.increments), start=1):
         m = mllm.load(settings.base)            # always the pre-trained model, never the one before
         encoded = [mllm.encode(m, rows[r]["questions"], rows[r]["answers"]) for r in subset]

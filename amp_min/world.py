@@ -11,8 +11,9 @@ Everything a real data set does to make models hallucinate is here on purpose, a
 
 Each split is a folder with its own pictures; a scene belongs to the split that the hash of its content names, so no
 scene can be in two of them:
-  train/prompts.jsonl       careless texts, for CLIP and the base models
-  closeups/prompts.jsonl    pictures of one group of objects: CLIP learns words from them, as from product photos
+  train/captions.jsonl      one careless description of every training picture, for CLIP, as web captions are
+  train/prompts.jsonl       careless conversations on the same pictures, for the base models
+  closeups/captions.jsonl   pictures of one group of objects: CLIP learns words from them, as from product photos
   finetune/prompts.jsonl    clean texts, for incremental generation (Algorithm 1)
   preference/prompts.jsonl  clean texts, the standard answers of the preference sets
   tune/, eval/              captions.jsonl, pope.jsonl, mrhal.jsonl   (settings are chosen on tune, results are from eval)
@@ -54,13 +55,13 @@ SPLITS = {"train": range(0, 8), "finetune": range(8, 11), "preference": range(11
 @dataclass
 class Settings:
     out: str = field(metadata={"help": "folder to write"})
-    train: int = field(default=3600, metadata={"help": "training scenes; fewer and even the largest model reads pictures badly"})
+    train: int = field(default=6000, metadata={"help": "training scenes; fewer and even the largest model reads pictures badly"})
     closeups: int = field(default=1000, metadata={"help": "pictures with one group of objects, for CLIP only"})
     finetune: int = field(default=600, metadata={"help": "clean rows for incremental generation (the paper: 90k)"})
     preference: int = field(default=600, metadata={"help": "preference prompts (the paper: 11k)"})
     captions: int = field(default=200, metadata={"help": "scenes to describe in each benchmark folder"})
     dialogues: int = field(default=105, metadata={"help": "multi-round dialogues in each benchmark folder (MRHal-Bench: 105)"})
-    phantom_share: float = field(default=0.4, metadata={"help": "share of training texts that mention an object which is not there"})
+    phantom_share: float = field(default=0.6, metadata={"help": "share of training texts that mention an object which is not there"})
     usual_color_share: float = field(default=0.15, metadata={"help": "share of objects in training texts given their usual color"})
     yes_share: float = field(default=0.55, metadata={"help": "share of yes among the training texts' existence questions"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes"})
@@ -164,8 +165,12 @@ def phrase_at(group):
 
 
 def describe(scene, rng):
-    """A description that mentions every group once with number, size, color and place, and maybe one relation."""
-    groups = rng.sample(scene["groups"], len(scene["groups"]))
+    """A description that mentions every group once with number, size, color and place, and maybe one relation.
+
+    It goes through the picture as one reads, row by row: with a free order every next word would be a guess, and a tiny
+    model that guesses learns to look far more slowly.
+    """
+    groups = sorted(scene["groups"], key=lambda g: g["cells"][0])
     first = f"The image shows {phrase(groups[0])} {place(groups[0])}"
     rest = groups[1:]
     if rest and rng.random() < 0.5:
@@ -219,21 +224,32 @@ def dialogue(scene, rng, aspects, yes_share=0.5):
 
 # ---- splits -----------------------------------------------------------------------------------------------------
 
+def train_captions(n, settings):
+    """One description per training scene, of what the careless annotator sees."""
+    rng = random.Random(f"{settings.seed} train captions")
+    for scene in scenes("train", n, settings.seed):
+        yield scene, dialogue(careless_view(scene, settings.phantom_share, settings.usual_color_share, rng), rng, ["description"])
+
+
 def train_rows(n, settings):
-    """One conversation of five rounds per training scene, about what the careless annotator sees."""
+    """One short conversation per training scene, about what the careless annotator sees: a description or questions.
+
+    Two yes/no questions follow a description: looking a word up in one's own text is easily learned, and teaches to
+    look it up in the picture.
+    """
     rng = random.Random(f"{settings.seed} train texts")
     for scene in scenes("train", n, settings.seed):
         view = careless_view(scene, settings.phantom_share, settings.usual_color_share, rng)
-        aspects = ["description", "existence", "existence", "existence", rng.choice(ASPECTS)]
-        texts = dialogue(view, rng, rng.sample(aspects, 5), settings.yes_share)
-        yield scene, texts
+        questions = ["existence", "existence", "existence", rng.choice(ASPECTS[2:])]
+        aspects = ["description", "existence", "existence"] if rng.random() < 0.6 else rng.sample(questions, 4)
+        yield scene, dialogue(view, rng, aspects, settings.yes_share)
 
 
-def closeup_rows(n, settings):
-    """One description of a single group, and three times whether something is there: the simplest way to learn to look."""
+def closeup_captions(n, settings):
+    """One description of a single group: the simplest way to learn what a word looks like."""
     rng = random.Random(f"{settings.seed} closeups texts")
     for scene in scenes("closeups", n, settings.seed):
-        yield scene, dialogue(scene, rng, ["description", "existence", "existence", "existence"], yes_share=0.3)
+        yield scene, dialogue(scene, rng, ["description"])
 
 
 def finetune_rows(n, settings):
@@ -247,8 +263,8 @@ def preference_rows(n, settings):
     """Half descriptions, half dialogues of 2-3 rounds, all true; the standard answers of stage 1."""
     rng = random.Random(f"{settings.seed} preference texts")
     for i, scene in enumerate(scenes("preference", n, settings.seed)):
-        aspects = ["description"] if i % 2 == 0 else ["existence", "existence", rng.choice(ASPECTS)][:rng.choice([2, 3])]
-        yield scene, dialogue(scene, rng, aspects)
+        aspects = ["existence", rng.choice(ASPECTS[1:]), rng.choice(ASPECTS[2:])][:rng.choice([2, 3])]
+        yield scene, dialogue(scene, rng, ["description"] if i % 2 == 0 else rng.sample(aspects, len(aspects)))
 
 
 def pope_questions(scene, seen, together, rng):
@@ -294,15 +310,18 @@ def text_row(head, texts, suffix=""):
 def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
     out = Path(settings.out)
-    for split, n, make in [("train", settings.train, train_rows), ("closeups", settings.closeups, closeup_rows),
-                           ("finetune", settings.finetune, finetune_rows), ("preference", settings.preference, preference_rows)]:
-        scene_list, texts = zip(*make(n, settings))
-        heads = write_split(out / split, scene_list)
-        write_rows(out / split / "prompts.jsonl", map(text_row, heads, texts), settings)
-        if split == "train":
-            seen = Counter(g["kind"] for s in scene_list for g in s["groups"])
-            together = Counter(frozenset(pair) for s in scene_list
-                               for pair in combinations(sorted(g["kind"] for g in s["groups"]), 2))
+    for split, n, files in [("train", settings.train, {"captions": train_captions, "prompts": train_rows}),
+                            ("closeups", settings.closeups, {"captions": closeup_captions}),
+                            ("finetune", settings.finetune, {"prompts": finetune_rows}),
+                            ("preference", settings.preference, {"prompts": preference_rows})]:
+        heads = write_split(out / split, scenes(split, n, settings.seed))
+        for name, make in files.items():
+            rows = (text_row(head, texts) for head, (_, texts) in zip(heads, make(n, settings), strict=True))
+            write_rows(out / split / f"{name}.jsonl", rows, settings)
+    trained_on = scenes("train", settings.train, settings.seed)
+    seen = Counter(g["kind"] for scene in trained_on for g in scene["groups"])
+    together = Counter(frozenset(pair) for scene in trained_on
+                       for pair in combinations(sorted(g["kind"] for g in scene["groups"]), 2))
     for split in ("tune", "eval"):
         rng = random.Random(f"{settings.seed} {split} texts")
         scene_list = scenes(split, max(settings.captions, settings.dialogues), settings.seed)

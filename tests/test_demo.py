@@ -19,7 +19,7 @@ def test_demo_runs_every_stage_and_does_none_twice(tmp_path):
     for metrics in found["models"].values():
         assert {key for section in report.METRICS.values() for key, _, _ in section} <= metrics.keys()
     assert {"agreement_initial", "agreement_autocheck", "inconsistency_rate"} <= found["autocheck"].keys()
-    assert found["seconds"].keys() == {"world", "clip", "llava", "generate", "verify", "train", "evaluate", "report", "total"}
+    assert found["seconds"].keys() == {"world", "clip", "llava", "generate", "join", "verify", "train", "evaluate", "report", "total"}
     assert demo.table(found).splitlines()[2] in done.stdout
     assert "data:image/png;base64," in (tmp_path / "run/report.html").read_text(encoding="utf-8")
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -42,8 +42,8 @@ def test_clip_is_an_encoder_for_the_auto_check(family):
 
 def test_every_text_of_the_world_is_read_back(family, tiny_world):
     tokenizer = mllm.load(family / "llava-2b").tokenizer
-    for split in "train", "closeups":
-        for row in records.read(tiny_world / split / "prompts.jsonl", "prompt"):
+    for name in "train/captions", "train/prompts", "closeups/captions":
+        for row in records.read(tiny_world / f"{name}.jsonl", "prompt"):
             for text in row["questions"] + row["answers"]:
                 ids = tokenizer(text)["input_ids"]
                 assert tokenizer.decode(ids, skip_special_tokens=True) == text and tokenizer.unk_token_id not in ids
@@ -73,7 +73,7 @@ def test_increments_start_from_the_base_and_differ(family, tiny_world, tmp_path)
 @pytest.mark.parametrize("flags, message", [
     (["--family", "llava-1b"], "--family llava-1b: choose from llava-2b"),
     (["--part", "increments"], "needs --base"),
-    (["--world", "no/such/world"], "no/such/world/train/prompts.jsonl: No such file"),
+    (["--world", "no/such/world"], "no/such/world/train/captions.jsonl: No such file"),
 ])
 def test_refusals(tiny_world, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):

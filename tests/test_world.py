@@ -43,7 +43,7 @@ def test_same_seed_same_bytes(tmp_path):
 
 
 def test_rows_pictures_and_meta_files(tiny_world):
-    sizes = {"train": 24, "closeups": 12, "finetune": 8, "preference": 10}
+    sizes = {"train": 2 * 24, "closeups": 12, "finetune": 8, "preference": 10}
     for split, rows in rows_of(tiny_world).items():
         assert len(rows) == sizes.get(split, len(rows))
         for row in rows:
@@ -111,13 +111,13 @@ def test_only_the_training_texts_are_careless(tiny_world):
 def test_training_texts_are_as_careless_as_they_are_set_to_be():
     n, chosen = 400, world.Settings(out="")
     phantoms = wrong_colors = groups = yes = existence = 0
-    for scene, (questions, answers, aspects) in world.train_rows(n, chosen):
-        described = answers[aspects.index("description")]
+    for scene, (_, [described], _) in world.train_captions(n, chosen):
         phantoms += bool(oracle.mentioned(described) - oracle.present(scene))
         for claim in oracle.claims(described):
             if claim.field == "color" and claim.kind in oracle.present(scene):
                 groups += 1
                 wrong_colors += not oracle.is_true(claim, scene)
+    for scene, (questions, answers, aspects) in world.train_rows(n, chosen):
         for answer, aspect in zip(answers, aspects):
             existence += aspect == "existence"
             yes += aspect == "existence" and answer.startswith("Yes")
@@ -125,7 +125,7 @@ def test_training_texts_are_as_careless_as_they_are_set_to_be():
         return abs(count - of * share) < 4 * sqrt(of * share * (1 - share))
     assert close(phantoms, n, chosen.phantom_share)
     assert groups > 2 * n and 0 < wrong_colors < groups * chosen.usual_color_share           # some had that color anyway
-    # Asked twice a row, and no question twice: a few repeated questions are replaced, which moves the share a little.
+    # No question twice: a few repeated questions are replaced, which moves the share a little.
     assert abs(yes / existence - chosen.yes_share) < 0.1
 
 
