@@ -341,7 +341,7 @@ def test_the_meta_file_holds_what_a_reader_needs(tmp_path):
     meta = json.loads(path.with_name("out.jsonl.meta.json").read_text(encoding="utf-8"))
     assert meta["settings"] == {"seed": 3, "where": "x"}
     assert meta["inputs"] == {str(source): hashlib.sha256(source.read_bytes()).hexdigest()}
-    assert meta["rows"] == {"read": 3, "kept": 1, "written": 1, "dropped": {"answers[N] is empty": 2}}
+    assert meta["rows"] == {"read": 3, "kept": 1, "dropped": {"answers[N] is empty": 2}}
     assert meta["seconds"] >= 0 and set(meta["versions"]) == {"python", "torch", "transformers", "spacy"}
 
 
