@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import (CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, LlamaConfig, LlavaConfig,
                           LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
 
-from amp_min import losses, mllm, packing, pictures, records, script
+from amp_min import folders, losses, mllm, packing, pictures, records, script
 
 IMAGE, PATCH, P = 48, 16, 9                     # pixels, pixels, image tokens: (48 / 16)^2
 SPECIAL = ["<pad>", "<s>", "<unk>", "</s>", "<image>"]
@@ -47,6 +47,7 @@ class Settings:
     lr: float = field(default=5e-3, metadata={"help": "peak learning rate of llava-7b and CLIP; wider models take less"})
     increments: int = field(default=3, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets"})
     base: str | None = field(default=None, metadata={"help": "model that --increments starts from"})
+    resume: bool = field(default=False, metadata={"help": "skip the models that are complete"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes on one machine"})
 
 
@@ -177,9 +178,16 @@ def supervised(m, encoded, features, steps, batch, lr, seed, name):
     return m
 
 
-def save(m, folder):
-    m.model.save_pretrained(folder)
-    m.processor.save_pretrained(folder)
+def save(m, path, facts):
+    with folders.whole_folder(path, facts) as folder:
+        m.model.save_pretrained(folder)
+        m.processor.save_pretrained(folder)
+
+
+def made_from(settings, *inputs):
+    """What a model follows from: kept in its folder, so that --resume knows whether it is this one."""
+    kept = {key: value for key, value in vars(settings).items() if key not in ("resume", "part", "family", "out")}
+    return kept | {f"sha256 of {path}": records.sha256_file(path) for path in inputs}
 
 
 def make_processor(tokenizer):
@@ -188,13 +196,18 @@ def make_processor(tokenizer):
 
 
 def train_and_save_clip(settings):
-    world, out = Path(settings.world), Path(settings.out)
+    world, out = Path(settings.world), Path(settings.out) / "clip"
+    facts = made_from(settings, world / "train/prompts.jsonl", world / "closeups/prompts.jsonl")
+    if folders.folder_is_made(out, facts, settings.resume):
+        return
     rows, images = read_split(world / "train")
     closeups, closeup_images = read_split(world / "closeups")
     tokenizer = make_tokenizer(rows + closeups)
     pixel_values = image_processor()(images=images + closeup_images, return_tensors="pt")["pixel_values"]
-    train_clip(rows + closeups, pixel_values, tokenizer, settings).save_pretrained(out / "clip")
-    CLIPProcessor(image_processor=image_processor(), tokenizer=tokenizer).save_pretrained(out / "clip")
+    clip = train_clip(rows + closeups, pixel_values, tokenizer, settings)
+    with folders.whole_folder(out, facts) as folder:
+        clip.save_pretrained(folder)
+        CLIPProcessor(image_processor=image_processor(), tokenizer=tokenizer).save_pretrained(folder)
 
 
 @lru_cache(maxsize=1)
@@ -208,12 +221,15 @@ def training_data(world, clip_folder):
 
 
 def train_family(settings):
-    clip, processor, encoded, features = training_data(settings.world, f"{settings.out}/clip")
-    for name in settings.family:
+    clip_folder = Path(settings.out) / "clip"
+    facts = made_from(settings, Path(settings.world) / "train/prompts.jsonl", *records.weights(clip_folder))
+    todo = [name for name in settings.family if not folders.folder_is_made(Path(settings.out) / name, facts, settings.resume)]
+    for name in todo:
+        clip, processor, encoded, features = training_data(settings.world, str(clip_folder))
         lr = settings.lr * (FAMILY["llava-7b"][0] / FAMILY[name][0]) ** 0.5                  # a wider model wants smaller steps
         m = make_llava(name, clip, processor, settings.seed)
         supervised(m, encoded, features, settings.steps, settings.batch, lr, settings.seed, name)
-        save(m, Path(settings.out) / name)
+        save(m, Path(settings.out) / name, facts)
 
 
 # ---- incremental generation -------------------------------------------------------------------------------------
@@ -227,15 +243,18 @@ def nested_subsets(n, parts):
 
 
 def train_increments(settings):
+    facts = made_from(settings, Path(settings.world) / "finetune/prompts.jsonl", *records.weights(settings.base))
     rows, images = read_split(Path(settings.world) / "finetune")
     for i, subset in enumerate(nested_subsets(len(rows), settings.increments), start=1):
+        if folders.folder_is_made(Path(settings.out) / f"ig-{i}", facts, settings.resume):
+            continue
         m = mllm.load(settings.base)            # always the pre-trained model, never the one before
         encoded = [mllm.encode(m, rows[r]["questions"], rows[r]["answers"]) for r in subset]
         features = mllm.look(m, mllm.pixels(m, [images[r] for r in subset]))
         # Equal epochs, so a larger subset also means more steps, as in fine-tuning on more data.
         steps = max(1, settings.steps * i // settings.increments)
         save(supervised(m, encoded, features, steps, settings.batch, settings.lr / 4, settings.seed, f"ig-{i}"),
-             Path(settings.out) / f"ig-{i}")
+             Path(settings.out) / f"ig-{i}", facts)
 
 
 def main(argv=None):

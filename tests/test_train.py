@@ -240,9 +240,11 @@ def test_levels_takes_the_best(run, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
-    with pytest.raises(UserError, match=r"step 2: loss .*nan.*; rows preference-.*the last good checkpoint is in") as caught:
+    with pytest.raises(UserError, match=r"step 2: loss .*nan.*; rows preference-") as caught:
         run("out", "--lr", "1e30", "--save-every", "1", "--warmup", "0")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    (left,) = (tmp_path / "out.part").glob("checkpoint-*")
+    assert caught.value.__notes__ == [f"step 1 is saved in {left}"]
 
 
 @pytest.mark.parametrize("flags, message", [
