@@ -2,7 +2,7 @@
 
 A run works in "<out>.part" and is renamed to <out> when it is complete, so <out> is never half a model.  A checkpoint
 holds the trained weights, the optimizer's state and torch's random state as safetensors (a pickle could run code), and
-in its name the step: learning rate and order of the data follow from seed and step, so the step is the position in both.
+in its name the step: learning rate and order of the data follow from seed and step, so it is the position in both.
 """
 
 import contextlib
@@ -93,7 +93,8 @@ def save(folder, step, trained, optimizer):
 
 def random_states():
     """Nothing is random in a training step now; a model with dropout would draw from these."""
-    return {"random/cpu": torch.get_rng_state()} | {f"random/{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    on_gpus = torch.cuda.get_rng_state_all()
+    return {"random/cpu": torch.get_rng_state()} | {f"random/{i}": state for i, state in enumerate(on_gpus)}
 
 
 def restore(folder, trained, optimizer):
@@ -104,7 +105,8 @@ def restore(folder, trained, optimizer):
     try:
         weights, state = load_file(found[-1] / "weights.safetensors"), load_file(found[-1] / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{found[-1]}: cannot be read ({error}); delete it, and --resume continues from the one before") from None
+        raise UserError(f"{found[-1]}: cannot be read ({error}); delete it, and --resume continues from the one "
+                        "before") from None
     if weights.keys() != trained.keys():
         raise UserError(f"{found[-1]}: holds other parameters than those that train now; drop --resume")
     with torch.no_grad():

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tqdm import tqdm
+
 from amp_min import oracle, records, script
 
 FAMILY = ["llava-34b", "llava-13b", "llava-7b", "llava-2b"]         # best first
@@ -60,6 +62,7 @@ def run_stage(module, argv, threads):
 def follow_parent():
     """A worker leaves Ctrl-C to its parent, and never outlives it: a restarted demo would meet it at the same files."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())                # its own is a semaphore between processes, left behind by a kill
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 

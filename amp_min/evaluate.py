@@ -46,8 +46,8 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "for the sampled descriptions"})
 
 
-DECODING = {"greedy": dict(do_sample=False),
-            "sampled": dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)}     # the model's own distribution, nothing cut off
+DECODING = {"greedy": dict(do_sample=False),                 # sampled: the model's own distribution, nothing cut off
+            "sampled": dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)}
 # What is asked, in order: (benchmark, file, decoding, longest answer or None for --max-new-tokens).
 ASKED = [("captions_greedy", "captions", "greedy", None), ("captions_sampled", "captions", "sampled", None),
          ("pope", "pope", "greedy", 32), ("mrhal", "mrhal", "greedy", None)]
@@ -83,16 +83,21 @@ def write_answers(benchmarks, settings, out):
             block = rows[start:start + settings.batch]
             if all((benchmark, row["id"]) in out.done for row in block):
                 continue
-            m = m or mllm.load(settings.model, mllm.choose_dtype(settings.dtype, mllm.choose_device())[0], mllm.choose_device())
+            m = m or load_model(settings)
             # Seeded anew and answered whole even when part of it is done: neither what is drawn nor a batch's rounding
             # then depends on an interruption.
             torch.manual_seed(settings.seed + start)
-            said = reply(m, path, block, DECODING[decoding] | {"max_new_tokens": longest or settings.max_new_tokens}, settings,
-                         f"{benchmark} {start + 1}-{start + len(block)} of {len(rows)}")
+            how = DECODING[decoding] | {"max_new_tokens": longest or settings.max_new_tokens}
+            said = reply(m, path, block, how, settings, f"{benchmark} {start + 1}-{start + len(block)} of {len(rows)}")
             for row, texts in zip(block, said):
                 if (benchmark, row["id"]) not in out.done:
                     out.write({"id": row["id"], "benchmark": benchmark, "decoding": decoding, "answers": texts}
                               | counted(name, row, texts))
+
+
+def load_model(settings):
+    device = mllm.choose_device()
+    return mllm.load(settings.model, mllm.choose_dtype(settings.dtype, device)[0], device)
 
 
 def reply(m, path, rows, decoding, settings, desc):
@@ -116,7 +121,9 @@ def counted(name, row, texts):
         return {}
     if name == "captions":
         return {"mentioned": sorted(oracle.mentioned(" ".join(texts))), "present": sorted(oracle.present(scene))}
-    return {"ratings": oracle.row_ratings(texts, row["answers"], scene), "aspects": row.get("aspects")}
+    aspects = row.get("aspects")
+    named = isinstance(aspects, list) and len(aspects) == len(texts) and all(isinstance(one, str) for one in aspects)
+    return {"ratings": oracle.row_ratings(texts, row["answers"], scene), "aspects": aspects if named else None}
 
 
 # ---- 3. scores --------------------------------------------------------------------------------------------------
@@ -133,22 +140,24 @@ def scores(said):
         for split in sorted({row["split"] for row in asked}):
             part = pope([row for row in asked if row["split"] == split])
             results |= {f"pope_{split}_f1": part["f1"], f"pope_{split}_accuracy": part["accuracy"]}
-        results |= {f"pope_{key}": value for key, value in pope(asked).items() if key in ("accuracy", "f1", "yes_ratio")}
+        whole = pope(asked)
+        results |= {f"pope_{key}": whole[key] for key in ("accuracy", "f1", "yes_ratio")}
     if judged := [row for row in said if row["benchmark"] == "mrhal" and "ratings" in row]:
         results |= {f"mrhal_{key}": value for key, value in metrics.mrhal([row["ratings"] for row in judged]).items()}
         by_aspect = {}
-        for aspect, rating in ((a, r) for row in judged if row["aspects"] for a, r in zip(row["aspects"], row["ratings"])):
-            by_aspect.setdefault(aspect, []).append(rating)
+        for row in judged:
+            for aspect, rating in zip(row["aspects"] or [], row["ratings"]):
+                by_aspect.setdefault(aspect, []).append(rating)
         results["mrhal_by_aspect"] = {aspect: sum(r) / len(r) for aspect, r in sorted(by_aspect.items())}
     return results
 
 
 def ask_a_judge(rows, said, path):
     """Dialogues that the oracle cannot judge become requests to an external judge."""
-    rows = {row["id"]: row for row in rows}
-    unjudged = [{"id": one["id"], "round": t + 1, "question": q, "reference": a, "answer": text}
+    rows = {row["id"]: (row["questions"], row["answers"]) for row in rows}
+    unjudged = [{"id": one["id"], "round": t, "question": question, "reference": reference, "answer": text}
                 for one in said if one["benchmark"] == "mrhal" and "ratings" not in one
-                for t, (q, a, text) in enumerate(zip(rows[one["id"]]["questions"], rows[one["id"]]["answers"], one["answers"]))]
+                for t, (question, reference, text) in enumerate(zip(*rows[one["id"]], one["answers"]), start=1)]
     if unjudged:
         judge.write_requests(path, unjudged)
         print(f"{path}: {len(unjudged)} requests for a judge")
@@ -158,7 +167,8 @@ def main(argv=None):
     settings, started = script.command_line(Settings, argv, __doc__), time.perf_counter()
     benchmarks, answers = read_benchmarks(settings), f"{settings.out}.answers.jsonl"
     inputs = [*(path for path, _ in benchmarks.values()), *records.weights(settings.model)]
-    with records.Writer(answers, vars(settings), inputs, settings.resume, key=lambda row: (row["benchmark"], row["id"])) as out:
+    key = lambda row: (row["benchmark"], row["id"])              # a scene is asked about more than once
+    with records.Writer(answers, vars(settings), inputs, settings.resume, key) as out:
         write_answers(benchmarks, settings, out)
     with open(answers, encoding="utf-8") as file:
         said = [json.loads(line) for line in file]

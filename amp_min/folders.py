@@ -23,7 +23,8 @@ def folder_is_made(path, facts, resume):
         found = json.loads((path / "made.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise UserError(f"{path}: is there already, and not of our making; delete it, or write to another place") from None
+            raise UserError(f"{path}: is there already, and not of our making; delete it, or write "
+                            "to another place") from None
     return resume and found == json.loads(json.dumps(facts))
 
 

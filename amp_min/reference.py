@@ -10,6 +10,7 @@ import hashlib
 import os
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -42,6 +43,8 @@ def logps(m, sets, ids, see, paths, autocast, settings):
         return check_start(m, sets, ids, see, autocast, cached, settings)
     except FileNotFoundError:
         pass
+    except SafetensorError as error:
+        print(f"reference log-probs: {path} cannot be read ({error}), so they are computed again")
     K = len(sets[0].ids) - 1
     ref = torch.zeros(len(sets), K)
     for chosen in tqdm(packing.batches([packing.length(s) for s in sets], settings.micro_batch, seed=0), desc="reference",

@@ -49,9 +49,8 @@ for chosen in packing.batches(lengths, 16, seed="0 0")[:200]:
 MEASURE = """
 import resource, sys, time
 rows, out, models = sys.argv[1:]
-started = time.perf_counter()
 {code}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - started)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.process_time())
 """
 
 
@@ -82,7 +81,8 @@ def test_memory_stays_flat(family, tmp_path):
             found[name].append({"rows": n, "peak_mb": round(peak, 1), "seconds": round(seconds, 1)})
             print(name, found[name][-1], flush=True)
     records.write_json(ROOT / "results/load.json", {
-        "peaks": found, "note": "peak resident memory of the whole process, imports and model included; rows of 60 distinct answers",
+        "peaks": found, "note": "peak resident memory of the whole process, imports and model included; "
+                                 "rows of 60 distinct answers; seconds are CPU seconds",
         "versions": records.versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
     for name, peaks in found.items():                                    # ids and places of rows are kept: a hundred bytes or two each
         assert peaks[-1]["peak_mb"] - peaks[0]["peak_mb"] < 80, name

@@ -251,6 +251,15 @@ def test_reference_is_computed_once_per_data_set(run, tmp_path, rows, capsys):
     assert "reference log-probs: from" not in capsys.readouterr().out and len(cached(tmp_path)) == 2
 
 
+def test_a_damaged_cache_is_computed_again(run, tmp_path, capsys):
+    one, _ = run("one", "--epochs", "0.1")
+    (cache,) = cached(tmp_path)
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[:-8])
+    two, _ = run("two", "--epochs", "0.1")
+    assert "cannot be read" in capsys.readouterr().out and cache.read_bytes() == whole and weights(one) == weights(two)
+
+
 def test_a_reference_of_something_else_stops_the_run(run, tmp_path, rows):
     run("one", "--epochs", "0.1")
     (cache,) = cached(tmp_path)
