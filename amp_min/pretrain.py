@@ -262,14 +262,18 @@ def main(argv=None):
     started = time.perf_counter()
     if unknown := [name for name in settings.family if name not in FAMILY]:
         raise records.UserError(f"--family {unknown[0]}: choose from {', '.join(FAMILY)}")
-    if settings.part == "increments":
-        if not settings.base:
-            raise records.UserError("--part increments needs --base, the pre-trained model to start from")
-        train_increments(settings)
-    if settings.part in ("all", "clip"):
-        train_and_save_clip(settings)
-    if settings.part in ("all", "llava"):
-        train_family(settings)
+    if settings.part == "increments" and not settings.base:
+        raise records.UserError("--part increments needs --base, the pre-trained model to start from")
+    try:
+        if settings.part == "increments":
+            train_increments(settings)
+        if settings.part in ("all", "clip"):
+            train_and_save_clip(settings)
+        if settings.part in ("all", "llava"):
+            train_family(settings)
+    except KeyboardInterrupt as error:
+        error.add_note(f"models that were complete are in {settings.out}; the same command with --resume skips them")
+        raise
     print(f"{settings.out}: {settings.part} in {time.perf_counter() - started:.1f} s")
 
 
