@@ -66,8 +66,8 @@ def write_answers(name, path, settings):
     One model after the other, because a family of large models does not fit into memory together.
     """
     same = ("prompts", "image_root", "beams", "repetition_penalty", "max_new_tokens", "batch", "block", "dtype", "skip_bad")
-    with records.Writer(path, {"model": name} | {key: getattr(settings, key) for key in same}, [settings.prompts],
-                        settings.resume) as out:
+    with records.Writer(path, {"model": name} | {key: getattr(settings, key) for key in same},
+                        [settings.prompts, *records.weights(name)], settings.resume) as out:
         todo = sum(row["id"] not in out.done for row in read_prompts(settings))
         if not todo:
             return

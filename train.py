@@ -91,8 +91,12 @@ def load_policy(settings):
 # ---- 2. data ----------------------------------------------------------------------------------------------------
 
 def read_sets(m, settings):
-    """Every row as one TokenSet of its K best answers, with its id, picture and (for PRO) rewards."""
-    K, sets, ids, paths, rewards, dropped = settings.levels, [], [], [], [], {}
+    """Every row as one TokenSet of its K best answers, with its id, picture and (for PRO) rewards.
+
+    The tokens wait on the disk: in memory, those of 100,000 rows would outgrow a small model.
+    """
+    K, sets, ids, paths, rewards, dropped = settings.levels, records.OnDisk(packing.TokenSet._make), [], [], [], {}
+    equal = 0
 
     def on_bad(bad):
         dropped[bad.reason] = dropped.get(bad.reason, 0) + 1
@@ -108,12 +112,18 @@ def read_sets(m, settings):
         if longest > (limit := m.model.config.text_config.max_position_embeddings):
             raise UserError(f"{settings.preferences}: row {row['id']!r} needs {longest} tokens, {m.name} reads {limit}; shorten its "
                             "answers (image tokens are never cut)")
-        sets.append(packing.token_set(encoded, settings.round_step))
+        try:
+            sets.append(packing.token_set(encoded, settings.round_step))
+        except ValueError as error:
+            raise UserError(f"{settings.preferences}: row {row['id']!r}: {error}") from None
+        equal += len({tuple(response["answers"]) for response in responses}) < len(responses)
         ids.append(row["id"])
         paths.append(image_path(row, settings.preferences, settings.image_root))
         rewards.append([1.0 if response.get("accuracy") is None else response["accuracy"] for response in responses])
     for reason, n in dropped.items():
         print(f"dropped {n} rows: {reason}")
+    if equal:
+        print(f"{equal} of {len(sets)} rows hold equal answers: between these there is nothing to prefer")
     return sets, ids, paths, torch.tensor(rewards)
 
 
@@ -187,6 +197,8 @@ def train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, f
             with autocast:
                 policy = packing.set_logps(m, batch, see(chosen))                            # (B, K)
             reference_logps = ref[chosen].to(policy.device)                                  # (B, K)
+            if step == 0 and settings.loss in ("mdpo", "kwise"):
+                reference.must_agree(policy.detach().cpu(), ref[chosen], [ids[j] for j in chosen], m, autocast, settings)
             loss = preference_loss(policy, reference_logps, batch.counts.to(policy.device), rewards[chosen].to(policy.device), pairs, settings)
             # Each set (token) counts alike in the step, also in a shorter last window or micro-batch.
             part = sum(counted[j] for j in chosen)
@@ -195,8 +207,7 @@ def train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, f
         loss = float(sum(part[0] for part in seen)) / whole                                 # the true mean of this step
         grad_norm = float(torch.nn.utils.clip_grad_norm_(trained.values(), settings.clip))
         if not math.isfinite(loss + grad_norm):
-            raise UserError(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; rows {', '.join(ids[j] for j in window)}; "
-                            f"the last good checkpoint is in {folder}")
+            raise UserError(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; rows {', '.join(ids[j] for j in window)}")
         lr = optimizer.param_groups[0]["lr"] = learning_rate(step, steps, settings)
         optimizer.step()
         optimizer.zero_grad()
@@ -217,22 +228,23 @@ def main(argv=None):
     if folder is None:
         print(f"{settings.out}: finished before, nothing left to do")
         return
-    m, trained, autocast = load_policy(settings)
-    sets, ids, paths, rewards = read_sets(m, settings)
-    K = len(sets[0].ids) - 1
-    pairs = parse_pairs(settings.pairs, K) if settings.loss != "sft" else None
-    for tokens in sets[:settings.show]:
-        show(m, tokens)
-    see = mllm.eyes(m, paths, settings.features_gb)
-    ref = reference.logps(m, sets, ids, see, paths, autocast, settings) if settings.loss in ("mdpo", "kwise") else torch.zeros(len(sets), K)
-    train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, folder)
-    if settings.lora_rank:
-        lora.save(m.model, folder)
-    else:
-        m.model.save_pretrained(folder)
-    m.processor.save_pretrained(folder)
-    checkpoint.finish(folder, settings)
-    print(f"{settings.out}: saved")
+    with checkpoint.kept(folder):
+        m, trained, autocast = load_policy(settings)
+        sets, ids, paths, rewards = read_sets(m, settings)
+        K = len(sets[0].ids) - 1
+        pairs = parse_pairs(settings.pairs, K) if settings.loss != "sft" else None
+        for tokens in sets[:settings.show]:
+            show(m, tokens)
+        see = mllm.eyes(m, paths, settings.features_gb)
+        ref = reference.logps(m, sets, ids, see, paths, autocast, settings) if settings.loss in ("mdpo", "kwise") else torch.zeros(len(sets), K)
+        train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, folder)
+        if settings.lora_rank:
+            lora.save(m.model, folder)
+        else:
+            m.model.save_pretrained(folder)
+        m.processor.save_pretrained(folder)
+        checkpoint.finish(folder, settings)
+        print(f"{settings.out}: saved")
 
 
 if __name__ == "__main__":

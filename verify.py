@@ -74,7 +74,8 @@ def main(argv=None):
     lines = count_lines(settings.candidates)
     nlp, encoder = chunks.load_parser(), autocheck.load_encoder(settings.encoder, choose_device())
     started, long_texts, features = time.perf_counter(), 0, {}
-    with records.Writer(settings.out, asdict(settings), [settings.candidates], settings.resume) as out:
+    inputs = [settings.candidates, *records.weights(settings.encoder)]
+    with records.Writer(settings.out, asdict(settings), inputs, settings.resume) as out:
         # disable=None: the bar goes to a terminal only, never into a log file.
         with tqdm(total=lines, initial=len(out.done), unit="row", disable=None) as bar:
             rows = rows_to_rank(settings, out)

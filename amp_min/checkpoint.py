@@ -1,10 +1,11 @@
 """What keeps a training run safe: checkpoints that can be continued to the byte, the log, and the final folder.
 
 A run works in "<out>.part" and is renamed to <out> when it is complete, so <out> is never half a model.  A checkpoint
-holds the trained weights and the optimizer's state as safetensors (a pickle could run code) and the step; the order of
-the data and everything random follow from seed and step, so there is nothing else to keep.
+holds the trained weights, the optimizer's state and torch's random state as safetensors (a pickle could run code), and
+in its name the step: learning rate and order of the data follow from seed and step, so it is the position in both.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,9 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from amp_min import records
+from amp_min import folders, records
 from amp_min.checks import UserError
 from amp_min.losses import pair_indices
 
@@ -22,21 +24,28 @@ FREE = ("resume", "out", "show", "save_every")          # settings that may diff
 
 
 def facts(settings):
-    """What a continuation must share with its beginning: settings and the preference file's content."""
+    """What a continuation must share with its beginning: settings, and the content of preferences and weights."""
     kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
-    return kept | {"sha256 of the preferences": records.sha256_file(settings.preferences)}
+    return kept | {"sha256 of the preferences": records.sha256_file(settings.preferences),
+                   "sha256 of the model": [records.sha256_file(path) for path in records.weights(settings.model)]}
 
 
 def begin(settings):
     """The folder to work in, or None when --resume finds the run complete.  A new run clears what an old one left."""
-    out, folder, now = Path(settings.out), Path(f"{settings.out}.part"), facts(settings)
-    for place in (out, folder):
+    out, folder = Path(settings.out), Path(f"{settings.out}.part")
+    if out.exists() and not (out / "train.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: is there already, and train.py did not write it; give --out another name")
+    now = facts(settings)
+    for place in (folder, out):
         if settings.resume and (place / "train.json").is_file():
             before = json.loads((place / "train.json").read_text(encoding="utf-8"))["run"]
             if changed := [key for key in now if before.get(key) != now[key]]:
                 raise UserError(f"{place}: was begun with {changed[0]} = {before.get(changed[0])!r}, now it is {now[changed[0]]!r}; "
                                 "go back to that, or drop --resume")
-            return None if place == out else folder
+            if place == folder:
+                return folder
+            clear(out)                   # killed at the last moment, it may still hold them
+            return None
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -44,14 +53,28 @@ def begin(settings):
     return folder
 
 
+@contextlib.contextmanager
+def kept(folder):
+    """What stops the run inside is told which checkpoint there is, and how to go on."""
+    try:
+        yield
+    except BaseException as error:       # Ctrl-C is no Exception
+        if found := sorted(folder.glob("checkpoint-*")):
+            # A UserError would come again: what it names has to be mended first.
+            how = "" if isinstance(error, UserError) else "; the same command with --resume continues there"
+            error.add_note(f"step {int(found[-1].name.split('-')[1])} is saved in {found[-1]}{how}")
+        raise
+
+
 def finish(folder, settings):
-    """Drop the checkpoints and give the folder its final name."""
-    for old in folder.glob("checkpoint-*"):
+    """Give the folder its final name, then drop the checkpoints: killed in between, no step is lost."""
+    folders.replace_folder(folder, settings.out)
+    clear(Path(settings.out))
+
+
+def clear(folder):
+    for old in [*folder.glob("checkpoint-*"), *folder.glob("saving")]:
         shutil.rmtree(old)
-    out = Path(settings.out)
-    if out.exists():
-        shutil.rmtree(out)
-    os.rename(folder, out)
 
 
 def save(folder, step, trained, optimizer):
@@ -62,10 +85,16 @@ def save(folder, step, trained, optimizer):
     save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, temporary / "weights.safetensors")
     state = {f"{name}/{key}": value.detach().cpu().contiguous() for name, p in trained.items()
              for key, value in optimizer.state[p].items()}                                   # exp_avg, exp_avg_sq, step
-    save_file(state, temporary / "optimizer.safetensors")
+    save_file(state | random_states(), temporary / "optimizer.safetensors")
     os.rename(temporary, final)
     for old in sorted(folder.glob("checkpoint-*"))[:-2]:
         shutil.rmtree(old)
+
+
+def random_states():
+    """Nothing is random in a training step now; a model with dropout would draw from these."""
+    on_gpus = torch.cuda.get_rng_state_all()
+    return {"random/cpu": torch.get_rng_state()} | {f"random/{i}": state for i, state in enumerate(on_gpus)}
 
 
 def restore(folder, trained, optimizer):
@@ -73,7 +102,11 @@ def restore(folder, trained, optimizer):
     found = sorted(folder.glob("checkpoint-*"))
     if not found:
         return 0
-    weights, state = load_file(found[-1] / "weights.safetensors"), load_file(found[-1] / "optimizer.safetensors")
+    try:
+        weights, state = load_file(found[-1] / "weights.safetensors"), load_file(found[-1] / "optimizer.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{found[-1]}: cannot be read ({error}); delete it, and --resume continues from the one "
+                        "before") from None
     if weights.keys() != trained.keys():
         raise UserError(f"{found[-1]}: holds other parameters than those that train now; drop --resume")
     with torch.no_grad():
@@ -81,13 +114,16 @@ def restore(folder, trained, optimizer):
             p.copy_(weights[name])
             optimizer.state[p] = {key: state[f"{name}/{key}"].to("cpu" if key == "step" else p.device)
                                   for key in ("step", "exp_avg", "exp_avg_sq")}
+    torch.set_rng_state(state["random/cpu"])
+    torch.cuda.set_rng_state_all([state[f"random/{i}"] for i in range(torch.cuda.device_count())])
     return int(found[-1].name.split("-")[1])
 
 
 def open_log(path, steps):
     """The log, cut back to the first `steps` lines: what came after the checkpoint will be done again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps] if path.exists() else []
-    path.write_text("".join(lines), encoding="utf-8")
+    with open(path, "ab+") as file:      # cut in place: a kill while the lines are written anew would lose them
+        file.seek(0)
+        file.truncate(sum(len(file.readline()) for _ in range(steps)))
     return open(path, "a", encoding="utf-8", buffering=1)
 
 

@@ -6,7 +6,7 @@ world → a tiny CLIP and four tiny LLaVAs → K = 5 answers per prompt → auto
 → a table here and a page, runs/demo/report.html.  Nothing in it is special: each printed command can be run alone.
 
 Models this small gain little from a second thread, so independent commands run side by side, each on one.  A command
-that has finished before is not run again; --fresh starts from nothing.
+that has finished before is not run again, an interrupted one goes on where it stopped; --fresh starts from nothing.
 """
 
 import importlib
@@ -15,11 +15,16 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from tqdm import tqdm
 
 from amp_min import oracle, records, script
 
@@ -54,30 +59,52 @@ def run_stage(module, argv, threads):
     importlib.import_module(module).main(argv)
 
 
+def follow_parent():
+    """A worker leaves Ctrl-C to its parent, and never outlives it: a restarted demo would meet it at the same files."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())                # its own is a semaphore between processes, left behind by a kill
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
 class Run:
-    """Runs commands two at a time, remembers what is finished, and adds up the seconds of each stage."""
+    """Runs commands two at a time, remembers what is begun and finished, and adds up the seconds of each stage."""
 
     def __init__(self, folder, pool):
-        self.folder, self.pool, self.path = folder, pool, folder / "stages.json"
-        self.finished = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        self.folder, self.pool, self.path, self.changed = folder, pool, folder / "stages.json", False
+        self.stages = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
     def __call__(self, stage, *commands):
         """commands: "module arguments …" strings that do not depend on each other."""
-        started, waiting = time.perf_counter(), {}
-        for command in commands:
-            if command in self.finished.get(stage, {}).get("commands", []):
-                continue
-            module, *argv = command.split()
-            print(f"$ python {module if module.endswith('.py') else '-m ' + module} {' '.join(argv)}", flush=True)
-            waiting[command] = self.pool.submit(run_stage, module.removesuffix(".py"), argv, 1 if len(commands) > 1 else 2)
-        for future in waiting.values():
-            future.result()
-        if waiting:
-            self.finished[stage] = {"commands": list(commands), "seconds": round(time.perf_counter() - started, 1)}
-            records.write_json(self.path, self.finished)
+        # What an earlier stage makes anew makes stale all that was built on it.
+        before, started = {} if self.changed else self.stages.get(stage, {}), time.perf_counter()
+        finished, begun = ([command for command in before.get(key, []) if command in commands] for key in ("commands", "begun"))
+        todo = [command for command in commands if command not in finished]
+        if not todo:
+            return
+        earlier = before.get("seconds", 0) if begun else 0
+        self.note(stage, finished, todo, earlier)
+        self.changed = self.changed or not set(todo) <= set(begun)
+        jobs = [self.submit(command, command in begun, 1 if len(commands) > 1 else 2) for command in todo]
+        try:
+            for command, job in zip(todo, jobs):
+                job.result()
+                finished.append(command)
+        finally:
+            self.note(stage, finished, [command for command in todo if command not in finished], earlier + time.perf_counter() - started)
+
+    def submit(self, command, begun, threads):
+        module, *argv = command.split()
+        if begun and module != "amp_min.report":                    # the page is made in one go
+            argv.append("--resume")
+        print(f"$ python {module if module.endswith('.py') else '-m ' + module} {' '.join(argv)}", flush=True)
+        return self.pool.submit(run_stage, module.removesuffix(".py"), argv, threads)
+
+    def note(self, stage, finished, begun, seconds):
+        self.stages[stage] = {"commands": finished, "begun": begun, "seconds": round(seconds, 1)}
+        records.write_json(self.path, self.stages)
 
     def seconds(self):
-        each = {stage: done["seconds"] for stage, done in self.finished.items()}
+        each = {stage: done["seconds"] for stage, done in self.stages.items()}
         return each | {"total": round(sum(each.values()), 1)}
 
 
@@ -139,11 +166,19 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # a thread that spins while it waits starves its neighbour
     context = multiprocessing.get_context("spawn")                  # torch does not survive a fork
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
+    with ProcessPoolExecutor(2, mp_context=context, initializer=follow_parent) as pool:
         run = Run(folder, pool)
-        stages(run, folder, settings.preset, settings.seed)
-        records.write_json(folder / "results.json", results(folder, run, settings.seed))
-        run("report", f"amp_min.report --run {folder} --out {folder}/report.html")
+        try:
+            stages(run, folder, settings.preset, settings.seed)
+            records.write_json(folder / "results.json", results(folder, run, settings.seed))
+            run("report", f"amp_min.report --run {folder} --out {folder}/report.html")
+        except KeyboardInterrupt as error:
+            for worker in multiprocessing.active_children():        # every stage can be killed: it goes on behind its last row
+                worker.kill()
+            error.add_note(f"what is done is kept in {folder}; the same command goes on where it stopped")
+            raise
+        except BrokenProcessPool:
+            raise records.UserError(f"{folder}: a worker was killed, maybe for lack of memory; the same command goes on where it stopped") from None
     found = results(folder, run, settings.seed)
     records.write_json(folder / "results.json", found)
     print(table(found))

@@ -48,9 +48,9 @@ def claims(text):
         found.append(Claim(kind, "exists", True, start, end))
         if number in COUNT:
             found.append(Claim(kind, "number", COUNT[number], start, end))
-        for word in match["adjectives"].lower().split():
-            at = text.lower().index(word, start)
-            found.append(Claim(kind, "size" if word in SIZES else "color", word, at, at + len(word)))
+        for adjective in re.compile(r"\w+").finditer(text, *match.span("adjectives")):
+            word = adjective[0].lower()
+            found.append(Claim(kind, "size" if word in SIZES else "color", word, *adjective.span()))
         if at := AT.match(text, end):
             found.append(Claim(kind, "place", at["place"].lower(), *at.span("place")))
         if looks := LOOKS.match(text, end):
@@ -78,6 +78,21 @@ def is_true(claim, scene):
         return place(group) == claim.value
     other = groups.get(claim.value)
     return None if other is None or other is group else relation(group, other) == claim.field
+
+
+def scene_of(row):
+    """A row's scene, or None when it has none: a row from elsewhere may use that key for something else."""
+    scene = row.get("scene")
+    groups = scene.get("groups") if isinstance(scene, dict) else None
+    return scene if isinstance(groups, list) and all(map(is_group, groups)) else None
+
+
+def is_group(group):
+    """Whether a JSON value is what world.py writes for a group of equal objects."""
+    cells = group.get("cells") if isinstance(group, dict) else None
+    in_grid = lambda cell: isinstance(cell, list) and len(cell) == 2 and all(axis in (0, 1, 2) for axis in cell)
+    return (isinstance(cells, list) and cells != [] and all(map(in_grid, cells)) and group.get("kind") in KINDS
+            and group.get("size") in SIZES and group.get("color") in COLORS)
 
 
 def mentioned(text):

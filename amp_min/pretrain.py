@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import (CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, LlamaConfig, LlavaConfig,
                           LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
 
-from amp_min import losses, mllm, packing, pictures, records, script
+from amp_min import folders, losses, mllm, packing, pictures, records, script
 
 IMAGE, PATCH, P = 48, 16, 9                     # pixels, pixels, image tokens: (48 / 16)^2
 SPECIAL = ["<pad>", "<s>", "<unk>", "</s>", "<image>"]
@@ -47,6 +47,7 @@ class Settings:
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate of llava-7b and CLIP; wider models take less"})
     increments: int = field(default=3, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets"})
     base: str | None = field(default=None, metadata={"help": "model that --increments starts from"})
+    resume: bool = field(default=False, metadata={"help": "skip the models that are complete"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes on one machine"})
 
 
@@ -88,7 +89,7 @@ def warm_cosine(step, steps, warmup=0.05):
 
 # ---- CLIP -------------------------------------------------------------------------------------------------------
 
-def captions(row):
+def texts_of(row):
     """Texts that belong to a picture: the sentences said about it, and the bare phrases inside."""
     texts = set()
     for answer in row["answers"]:
@@ -107,7 +108,7 @@ def train_clip(rows, pixel_values, tokenizer, settings):
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.05)
     rng = random.Random(f"{settings.seed} clip")
-    encoded = [[tokenizer(text)["input_ids"] for text in captions(row)] for row in rows]
+    encoded = [[tokenizer(text)["input_ids"] for text in texts_of(row)] for row in rows]
     for step in tqdm(range(settings.clip_steps), desc="clip", unit="step", disable=None):
         chosen = rng.sample(range(len(rows)), min(8 * settings.batch, len(rows)))
         ids, mask = pad([rng.choice(encoded[i]) for i in chosen])
@@ -177,9 +178,16 @@ def supervised(m, encoded, features, steps, batch, lr, seed, name):
     return m
 
 
-def save(m, folder):
-    m.model.save_pretrained(folder)
-    m.processor.save_pretrained(folder)
+def save(m, path, facts):
+    with folders.whole_folder(path, facts) as folder:
+        m.model.save_pretrained(folder)
+        m.processor.save_pretrained(folder)
+
+
+def made_from(settings, *inputs):
+    """What a model follows from: kept in its folder, so that --resume knows whether it is this one."""
+    kept = {key: value for key, value in vars(settings).items() if key not in ("resume", "part", "family", "out")}
+    return kept | {f"sha256 of {path}": records.sha256_file(path) for path in inputs}
 
 
 def make_processor(tokenizer):
@@ -188,13 +196,20 @@ def make_processor(tokenizer):
 
 
 def train_and_save_clip(settings):
-    world, out = Path(settings.world), Path(settings.out)
-    rows, images = read_split(world / "train" / "captions.jsonl")
-    closeups, closeup_images = read_split(world / "closeups" / "captions.jsonl")
-    tokenizer = make_tokenizer(rows + closeups + list(records.read(world / "train" / "prompts.jsonl", "prompt")))
-    pixel_values = image_processor()(images=images + closeup_images, return_tensors="pt")["pixel_values"]
-    train_clip(rows + closeups, pixel_values, tokenizer, settings).save_pretrained(out / "clip")
-    CLIPProcessor(image_processor=image_processor(), tokenizer=tokenizer).save_pretrained(out / "clip")
+    world, out = Path(settings.world), Path(settings.out) / "clip"
+    captions = [world / "train/captions.jsonl", world / "closeups/captions.jsonl"]
+    facts = made_from(settings, *captions, world / "train/prompts.jsonl")
+    if folders.folder_is_made(out, facts, settings.resume):
+        return
+    rows, images = read_split(captions[0])
+    closeups, closeup_images = read_split(captions[1])
+    rows, images = rows + closeups, images + closeup_images
+    tokenizer = make_tokenizer(rows + list(records.read(world / "train/prompts.jsonl", "prompt")))
+    pixel_values = image_processor()(images=images, return_tensors="pt")["pixel_values"]
+    clip = train_clip(rows, pixel_values, tokenizer, settings)
+    with folders.whole_folder(out, facts) as folder:
+        clip.save_pretrained(folder)
+        CLIPProcessor(image_processor=image_processor(), tokenizer=tokenizer).save_pretrained(folder)
 
 
 @lru_cache(maxsize=1)
@@ -208,12 +223,15 @@ def training_data(world, clip_folder):
 
 
 def train_family(settings):
-    clip, processor, encoded, features = training_data(settings.world, f"{settings.out}/clip")
-    for name in settings.family:
+    clip_folder = Path(settings.out) / "clip"
+    facts = made_from(settings, Path(settings.world) / "train/prompts.jsonl", *records.weights(clip_folder))
+    todo = [name for name in settings.family if not folders.folder_is_made(Path(settings.out) / name, facts, settings.resume)]
+    for name in todo:
+        clip, processor, encoded, features = training_data(settings.world, str(clip_folder))
         lr = settings.lr * (FAMILY["llava-7b"][0] / FAMILY[name][0]) ** 0.5                  # a wider model wants smaller steps
         m = make_llava(name, clip, processor, settings.seed)
         supervised(m, encoded, features, settings.steps, settings.batch, lr, settings.seed, name)
-        save(m, Path(settings.out) / name)
+        save(m, Path(settings.out) / name, facts)
 
 
 # ---- incremental generation -------------------------------------------------------------------------------------
@@ -227,15 +245,19 @@ def nested_subsets(n, parts):
 
 
 def train_increments(settings):
-    rows, images = read_split(Path(settings.world) / "finetune" / "prompts.jsonl")
+    prompts = Path(settings.world) / "finetune/prompts.jsonl"
+    facts = made_from(settings, prompts, *records.weights(settings.base))
+    rows, images = read_split(prompts)
     for i, subset in enumerate(nested_subsets(len(rows), settings.increments), start=1):
+        if folders.folder_is_made(Path(settings.out) / f"ig-{i}", facts, settings.resume):
+            continue
         m = mllm.load(settings.base)            # always the pre-trained model, never the one before
         encoded = [mllm.encode(m, rows[r]["questions"], rows[r]["answers"]) for r in subset]
         features = mllm.look(m, mllm.pixels(m, [images[r] for r in subset]))
         # Equal epochs, so a larger subset also means more steps, as in fine-tuning on more data.
         steps = max(1, settings.steps * i // settings.increments)
         save(supervised(m, encoded, features, steps, settings.batch, settings.lr / 4, settings.seed, f"ig-{i}"),
-             Path(settings.out) / f"ig-{i}")
+             Path(settings.out) / f"ig-{i}", facts)
 
 
 def main(argv=None):
@@ -243,14 +265,18 @@ def main(argv=None):
     started = time.perf_counter()
     if unknown := [name for name in settings.family if name not in FAMILY]:
         raise records.UserError(f"--family {unknown[0]}: choose from {', '.join(FAMILY)}")
-    if settings.part == "increments":
-        if not settings.base:
-            raise records.UserError("--part increments needs --base, the pre-trained model to start from")
-        train_increments(settings)
-    if settings.part in ("all", "clip"):
-        train_and_save_clip(settings)
-    if settings.part in ("all", "llava"):
-        train_family(settings)
+    if settings.part == "increments" and not settings.base:
+        raise records.UserError("--part increments needs --base, the pre-trained model to start from")
+    try:
+        if settings.part == "increments":
+            train_increments(settings)
+        if settings.part in ("all", "clip"):
+            train_and_save_clip(settings)
+        if settings.part in ("all", "llava"):
+            train_family(settings)
+    except KeyboardInterrupt as error:
+        error.add_note(f"models that were complete are in {settings.out}; the same command with --resume skips them")
+        raise
     print(f"{settings.out}: {settings.part} in {time.perf_counter() - started:.1f} s")
 
 

@@ -19,8 +19,11 @@ import os
 import platform
 import reprlib
 import shutil
+import tempfile
 import time
+from array import array
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 
 from amp_min.checks import JSON_NAMES, BadRow, UserError, check_row
@@ -122,7 +125,7 @@ class Writer:
 
     Rows go to "<path>.part"; the final name appears only when all is written, so it never holds half a file. An
     exception leaves the .part (and says so in a note on the exception); `resume` then keeps its whole rows and puts
-    their ids in `done`. With other settings or other input contents than before, resume raises UserError instead: half
+    their ids (or what `key` makes of a row) in `done`. With other settings or other input contents than before, resume raises UserError instead: half
     a file from one run and half from another is worse than none. A finished file resumes with nothing left to do.
 
     settings: JSON-like dict; its key "resume" is left out. inputs: the files that the rows are made from.
@@ -130,8 +133,8 @@ class Writer:
     the inputs, counts, versions and seconds. Equal runs give byte-identical JSONL; seconds stand only in the meta file.
     """
 
-    def __init__(self, path, settings, inputs, resume=False):
-        self.path, self.part = Path(path), Path(f"{path}.part")
+    def __init__(self, path, settings, inputs, resume=False, key=itemgetter("id")):
+        self.path, self.part, self.key = Path(path), Path(f"{path}.part"), key
         self.resume, self.done, self.dropped, self.written = resume, set(), Counter(), 0
         settings = {name: value for name, value in settings.items() if name != "resume"}
         self.run = {"settings": json.loads(json.dumps(settings, default=str)),          # as they will be read back
@@ -179,13 +182,12 @@ class Writer:
         size = 0
         with open(self.part, "r+b") as file:
             for line in file:
+                if not line.endswith(b"\n"):
+                    break
                 try:
-                    row = parse(line)
-                except BadRow:
+                    self.done.add(self.key(parse(line)))
+                except (BadRow, KeyError, TypeError):
                     break
-                if not line.endswith(b"\n") or not isinstance(row.get("id"), str):
-                    break
-                self.done.add(row["id"])
                 size += len(line)
             file.truncate(size)
 
@@ -211,11 +213,34 @@ class Writer:
         dropped = dict(self.dropped)
         if kept == 0:
             raise UserError(f"{self.path}: not written, no row was left; dropped: {dropped}")
-        rows = {"read": kept + sum(dropped.values()), "kept": kept, "written": self.written, "dropped": dropped}
+        rows = {"read": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
         seconds = round(time.perf_counter() - self.started, 3)
         write_json(f"{self.path}.meta.json", self.run | {"rows": rows, "versions": versions(), "seconds": seconds})
         os.replace(self.part, self.path)
         Path(f"{self.part}.meta.json").unlink(missing_ok=True)
+
+
+class OnDisk:
+    """A list whose items wait in a temporary file, so that a long one takes 8 bytes of memory an item.
+
+    make: builds an item from its JSON again. The file has no name and is gone when the process is.
+    """
+
+    def __init__(self, make):
+        self.make, self.starts, self.file = make, array("q"), tempfile.TemporaryFile()
+
+    def append(self, item):
+        self.starts.append(self.file.seek(0, os.SEEK_END))
+        self.file.write(json.dumps(item).encode("ascii") + b"\n")
+
+    def __len__(self):
+        return len(self.starts)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        self.file.seek(self.starts[i])
+        return self.make(json.loads(self.file.readline()))
 
 
 def write_json(path, obj):
@@ -240,6 +265,13 @@ def sha256_file(path):
     """sha256 of a file's bytes, as 64 hex digits."""
     with open_input(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights(name):
+    """The weight files of a local model folder, to be named among a Writer's inputs: a retrained model under an old name
+    is another input.  Empty for a hub id.
+    """
+    return sorted(Path(name).glob("*.safetensors"))
 
 
 def versions():

@@ -10,6 +10,7 @@ import hashlib
 import os
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -42,6 +43,8 @@ def logps(m, sets, ids, see, paths, autocast, settings):
         return check_start(m, sets, ids, see, autocast, cached, settings)
     except FileNotFoundError:
         pass
+    except SafetensorError as error:
+        print(f"reference log-probs: {path} cannot be read ({error}), so they are computed again")
     K = len(sets[0].ids) - 1
     ref = torch.zeros(len(sets), K)
     for chosen in tqdm(packing.batches([packing.length(s) for s in sets], settings.micro_batch, seed=0), desc="reference",
@@ -61,16 +64,21 @@ def forward(m, sets, see, autocast, chosen):
 
 
 def check_start(m, sets, ids, see, autocast, cached, settings):
-    """The policy starts as the reference.  If it does not, the cache belongs to something else: stop, naming the row.
+    """The policy starts as the reference.  If it does not, the cache belongs to something else."""
+    some = list(range(min(len(sets), settings.micro_batch)))
+    must_agree(forward(m, sets, see, autocast, some), cached[some], [ids[i] for i in some], m, autocast, settings)
+    return cached
+
+
+def must_agree(policy, ref, ids, m, autocast, settings):
+    """Refuse to train when log-probs (B, K) of the policy before its first step are not the reference's, naming the rows.
 
     Relative 1e-5 in float32, where sums near -900 round by 2e-4; 1e-2 in bf16, whose products keep 3 digits.
     """
-    some = list(range(min(len(sets), settings.micro_batch)))
-    now = forward(m, sets, see, autocast, some)
     in_bf16 = next(m.model.parameters()).dtype == torch.bfloat16 or not isinstance(autocast, contextlib.nullcontext)
     bound = 1e-2 if in_bf16 else 1e-5
-    wrong = ((now - cached[some]).abs() > bound * now.abs().clamp(min=1)).any(1).nonzero().flatten().tolist()
+    # Not "difference > bound": NaN is on no side of a bound.
+    wrong = (~((policy - ref).abs() <= bound * policy.abs().clamp(min=1))).any(1).nonzero().flatten().tolist()
     if wrong:
-        raise UserError(f"{settings.preferences}: reference log-probs of row {ids[wrong[0]]!r} are not the model's; delete "
-                        f"{settings.preferences}.reference-*.safetensors")
-    return cached
+        raise UserError(f"{settings.preferences}: reference log-probs of row {', '.join(repr(ids[i]) for i in wrong)} are not the model's; "
+                        f"delete {settings.preferences}.reference-*.safetensors")

@@ -176,7 +176,7 @@ def descriptions(run):
     for row in islice(records.read(path, "prompt"), EXAMPLES):
         content = f"<dt>standard</dt><dd>{rounds(row['answers'])}</dd>"
         for model, texts in said.items():
-            text = rounds(texts[row["id"]], row.get("scene")) if row["id"] in texts else missing("It was not asked.")
+            text = rounds(texts[row["id"]], oracle.scene_of(row)) if row["id"] in texts else missing("It was not asked.")
             content += f"<dt>{model}</dt><dd>{text}</dd>"
         parts.append(case(row, path, None, row["answers"], f"<dl>{content}</dl>"))
     return "\n".join(parts)
@@ -197,7 +197,7 @@ def rankings(run):
             before = row.get("initial_order", range(k + 1))[k]
             notes += [f"was&nbsp;{ordinal(before)}"] if before != k else []
             items += (f'<li><b>{escape(response["source"])}</b> <span class="note">{", ".join(notes)}</span><br>'
-                      f'{rounds(response["answers"], row.get("scene"))}</li>\n')
+                      f'{rounds(response["answers"], oracle.scene_of(row))}</li>\n')
         content = f'<div><div>{rounds(row["questions"])}</div><ol class="answers">{items}</ol></div>'
         parts.append(case(row, path, root if root.is_dir() else None, row["responses"][0]["answers"], content))
     return "\n".join(parts)

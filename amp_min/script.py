@@ -13,11 +13,14 @@ import argparse
 import dataclasses
 import errno
 import os
+import re
 import sys
 import types
 import typing
 
 from amp_min.checks import UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def command_line(settings_cls, argv=None, description=""):
@@ -76,21 +79,29 @@ def run(main):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)            # 128 + SIGPIPE, as shells report it
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            stop(2, "the disk is full; free some space and start again", error)
-        if error.filename is None:
-            raise
-        stop(2, f"{error.filename}: {error.strerror}; check the path", error)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        stop(2, "out of memory; in training take a smaller --micro-batch, --gradient-checkpointing or a smaller "
-                "--lora-rank, elsewhere a smaller batch or model", error)
+    except Exception as error:
+        if is_disk_full(error):
+            stop(2, "the disk is full, or a file larger than allowed; free some space and start again", error)
+        if is_out_of_memory(error):
+            stop(2, "out of memory; in training take a smaller --micro-batch, --gradient-checkpointing or a smaller "
+                    "--lora-rank, elsewhere a smaller batch or model", error)
+        if isinstance(error, OSError) and error.filename is not None:
+            stop(2, f"{error.filename}: {error.strerror}; check the path", error)
+        raise
+
+
+def is_disk_full(error):
+    """True when nothing more could be written; safetensors and tokenizers say so in an exception of their own."""
+    if isinstance(error, OSError):
+        return error.errno in NO_SPACE
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return said is not None and int(said[1]) in NO_SPACE
 
 
 def is_out_of_memory(error):
     """True for lack of memory on the CPU or an accelerator; torch is told by names, to keep its import out of here."""
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return False
     names = {cls.__name__ for cls in type(error).__mro__}
     return bool(names & {"OutOfMemoryError", "MemoryError"}) or "DefaultCPUAllocator: " in str(error)
 

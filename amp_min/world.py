@@ -28,7 +28,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from amp_min import drawing, records, script
+from amp_min import drawing, folders, records, script
 
 COLORS = list(drawing.RGB)
 SIZES = ["small", "large"]
@@ -64,6 +64,7 @@ class Settings:
     phantom_share: float = field(default=0.6, metadata={"help": "share of training texts that mention an object which is not there"})
     usual_color_share: float = field(default=0.15, metadata={"help": "share of objects in training texts given their usual color"})
     yes_share: float = field(default=0.55, metadata={"help": "share of yes among the training texts' existence questions"})
+    resume: bool = field(default=False, metadata={"help": "do nothing when the folder is complete"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes"})
 
 
@@ -307,9 +308,7 @@ def text_row(head, texts, suffix=""):
     return {**head, "id": head["id"] + suffix, "questions": questions, "answers": answers, "aspects": aspects}
 
 
-def main(argv=None):
-    settings = script.command_line(Settings, argv, __doc__)
-    out = Path(settings.out)
+def write_world(settings, out):
     for split, n, files in [("train", settings.train, {"captions": train_captions, "prompts": train_rows}),
                             ("closeups", settings.closeups, {"captions": closeup_captions}),
                             ("finetune", settings.finetune, {"prompts": finetune_rows}),
@@ -336,6 +335,16 @@ def main(argv=None):
                 for head in heads[:settings.captions]
                 for name, kind, label in pope_questions(head["scene"], seen, together, rng)]
         write_rows(out / split / "pope.jsonl", pope, settings)
+
+
+def main(argv=None):
+    settings = script.command_line(Settings, argv, __doc__)
+    facts = {key: value for key, value in vars(settings).items() if key not in ("resume", "out")}
+    if folders.folder_is_made(settings.out, facts, settings.resume):
+        print(f"{settings.out}: finished before, nothing left to do")
+        return
+    with folders.whole_folder(settings.out, facts) as out:
+        write_world(settings, out)
 
 
 if __name__ == "__main__":

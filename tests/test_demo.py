@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 from amp_min import demo, report
@@ -24,3 +25,38 @@ def test_demo_runs_every_stage_and_does_none_twice(tmp_path):
     assert "data:image/png;base64," in (tmp_path / "run/report.html").read_text(encoding="utf-8")
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "$ python" not in again.stdout
+
+
+class Pool:
+    """Stands for the workers: notes each command, and breaks off at the ones that it is told to."""
+
+    def __init__(self, *breaking):
+        self.asked, self.breaking = [], breaking
+
+    def submit(self, _, module, argv, threads):
+        self.asked.append(" ".join([module, *argv]))
+        job = Future()
+        if self.asked[-1].startswith(self.breaking):
+            job.set_exception(KeyboardInterrupt())
+        else:
+            job.set_result(None)
+        return job
+
+
+def test_what_was_begun_goes_on_and_what_was_built_on_a_change_is_made_anew(tmp_path):
+    stages = {"llava": ["a --steps 1", "b --steps 1"], "generate": ["g"], "report": ["amp_min.report"]}
+
+    def run(stages, *breaking):
+        pool = Pool(*breaking)
+        again = demo.Run(tmp_path, pool)
+        try:
+            for stage, commands in stages.items():
+                again(stage, *commands)
+        except KeyboardInterrupt:
+            pass
+        return pool.asked
+    assert run(stages, "b") == ["a --steps 1", "b --steps 1"]
+    assert run(stages, "g") == ["b --steps 1 --resume", "g"]
+    assert run(stages, "amp_min.report") == ["g --resume", "amp_min.report"]
+    assert run(stages) == ["amp_min.report"] and run(stages) == []
+    assert run(stages | {"llava": ["a --steps 1", "b --steps 2"]}) == ["b --steps 2", "g", "amp_min.report"]

@@ -119,3 +119,18 @@ def test_spans_are_inside_and_ratings_on_the_scale(words):
         assert 0 <= claim.start < claim.end <= len(text)
     rating = oracle.rating(text, STANDARD, SCENE)
     assert 0 <= rating <= 6 and (rating >= 3 or oracle.false_spans(text, SCENE))
+
+
+def test_spans_of_adjectives_are_where_the_words_stand():
+    """Lower-casing can lengthen a text: the dotted capital I becomes two characters."""
+    text = "\u0130\u0130 In red letters: a Small RED car."
+    assert [text[c.start:c.end] for c in oracle.claims(text)] == ["a Small RED car", "Small", "RED"]
+
+
+def test_a_scene_is_only_what_the_world_writes():
+    scene = SCENE
+    assert oracle.scene_of({"scene": scene}) is scene and oracle.scene_of({}) is None
+    group = scene["groups"][0]
+    for foreign in ["street", 3, [], {}, {"groups": None}, {"groups": ["car"]}, {"groups": [group | {"kind": "zebra"}]},
+                    {"groups": [group | {"cells": []}]}, {"groups": [group | {"cells": [[0, 7]]}]}, {"groups": [group | {"kind": ["car"]}]}]:
+        assert oracle.scene_of({"scene": foreign}) is None

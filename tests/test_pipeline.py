@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import generate
 import train
 import verify
-from amp_min import evaluate, mllm, records, script
+from amp_min import evaluate, mllm, oracle, records, script
 
 ROOT = Path(__file__).parent.parent
 NEW_TOKENS, ROWS, LIMIT = 12, 10, 20
@@ -91,17 +91,17 @@ def test_generate_writes_candidates(chain, tiny_world, family):
         assert {key: row[key] for key in prompt} == prompt and row.keys() - prompt.keys() == {"responses"}
     answers = [text for row in rows for response in row["responses"][1:] for text in response["answers"]]
     assert any(answers) and all(text == text.strip() for text in answers)
-    assert meta(folder / "candidates.jsonl")["rows"] == {"read": ROWS, "kept": ROWS, "written": ROWS, "dropped": {}}
+    assert meta(folder / "candidates.jsonl")["rows"] == {"read": ROWS, "kept": ROWS, "dropped": {}}
     assert meta(folder / "candidates.jsonl")["settings"]["beams"] == 2
     assert "K = 3 answers for every prompt, the initial ranking is standard > llava-7b > llava-2b" in printed["generate"]
 
 
-def test_every_file_names_its_inputs_by_content(chain, tiny_world):
+def test_every_file_names_its_inputs_by_content(chain, tiny_world, family):
     folder, _ = chain
     prompts = tiny_world / "preference" / "prompts.jsonl"
     assert meta(folder / "candidates.jsonl")["inputs"][str(prompts)] == records.sha256_file(prompts)
     assert meta(folder / "preferences.jsonl")["inputs"] == {
-        str(folder / "candidates.jsonl"): records.sha256_file(folder / "candidates.jsonl")}
+        str(path): records.sha256_file(path) for path in (folder / "candidates.jsonl", family / "clip" / "model.safetensors")}
     run = json.loads((folder / "mdpo" / "train.json").read_text(encoding="utf-8"))
     assert run["run"]["sha256 of the preferences"] == records.sha256_file(folder / "preferences.jsonl")
     for found in (meta(folder / "candidates.jsonl"), meta(folder / "preferences.jsonl"), run):
@@ -169,11 +169,53 @@ def test_evaluate_gives_every_metric(chain, tiny_world):
     assert all(len(row["answers"]) == len(questions[row["id"]]) for row in said if row["benchmark"] == "mrhal")
 
 
+def test_evaluate_goes_on_behind_its_last_row(chain, tiny_world, family, tmp_path, monkeypatch):
+    """Broken off inside a block of sampled descriptions, and again in the dialogues: the files of an unbroken run."""
+    flags = lambda out: ["--model", str(family / "llava-2b"), "--data", str(tiny_world / "eval"), "--limit", "5", "--batch", "3",
+                         "--max-new-tokens", "4", "--out", str(out)]
+    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    evaluate.main(flags(whole))
+    write = records.Writer.write
+    for last in 7, 17:
+        def stop(out, row, last=last):
+            if len(out.done) + out.written == last:
+                raise KeyboardInterrupt
+            write(out, row)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(records.Writer, "write", stop)
+            evaluate.main([*flags(broken), "--resume"])
+        assert not broken.exists() and len(Path(f"{broken}.answers.jsonl.part").read_bytes().splitlines()) == last
+    evaluate.main([*flags(broken), "--resume"])
+    assert Path(f"{broken}.answers.jsonl").read_bytes() == Path(f"{whole}.answers.jsonl").read_bytes()
+    one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (whole, broken))
+    assert one["metrics"] == other["metrics"] and one["metrics"].keys() >= METRICS - {"pope_popular_f1", "pope_adversarial_f1"}
+    monkeypatch.setattr(mllm, "load", None)                              # finished: nothing is loaded, the scores are read
+    evaluate.main([*flags(broken), "--resume"])
+    assert json.loads(broken.read_text(encoding="utf-8"))["metrics"] == one["metrics"]
+
+
+def test_answer_rows_hold_what_a_score_needs(chain, tiny_world):
+    folder, _ = chain
+    said = lines(folder / "results.json.answers.jsonl")
+    assert evaluate.scores(said) == json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics"]
+    rows = {(name, row["id"]): row for name in ("captions", "pope", "mrhal") for row in lines(tiny_world / "eval" / f"{name}.jsonl")}
+    for one in said:
+        row = rows[one["benchmark"].split("_")[0], one["id"]]
+        assert one["decoding"] == ("sampled" if one["benchmark"] == "captions_sampled" else "greedy")
+        if one["benchmark"] == "pope":
+            assert (one["label"], one["split"]) == (row["label"], row["split"])
+        elif one["benchmark"] == "mrhal":
+            assert one["aspects"] == row["aspects"] and one["ratings"] == oracle.row_ratings(one["answers"], row["answers"], row["scene"])
+        else:
+            assert set(one["mentioned"]) == oracle.mentioned(one["answers"][0]) and set(one["present"]) == oracle.present(row["scene"])
+
+
 def test_evaluate_without_scenes_asks_a_judge(tmp_path, tiny_world, family, capsys):
     """Rows of a real benchmark have no scene: no CHAIR, no ratings, but requests for a judge."""
     rows = lines(tiny_world / "eval" / "mrhal.jsonl")
-    for row in rows:
-        del row["scene"], row["aspects"]
+    for row, foreign in zip(rows, ["indoor", None, {"groups": 3}, {"groups": [{"kind": "car"}]}] * len(rows)):
+        del row["aspects"]
+        row["scene"] = foreign                                           # another data set's key of the same name
     (tmp_path / "mrhal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     evaluate.main(["--model", str(family / "llava-2b"), "--data", str(tmp_path), "--image-root", str(tiny_world / "eval"),
                    "--out", str(tmp_path / "results.json"), "--max-new-tokens", "4"])

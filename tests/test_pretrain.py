@@ -70,6 +70,18 @@ def test_increments_start_from_the_base_and_differ(family, tiny_world, tmp_path)
     assert {mllm.load(folder).image_tokens for folder in folders} == {9}
 
 
+def test_resume_skips_what_is_complete(tiny_world, tmp_path, monkeypatch):
+    flags = ["--world", str(tiny_world), "--out", str(tmp_path), "--clip-steps", "1", "--steps", "1", "--batch", "4", "--family", "llava-2b"]
+    pretrain.main(flags)
+    kept = (tmp_path / "clip/model.safetensors").stat().st_ino
+    trained, supervised = [], pretrain.supervised
+    monkeypatch.setattr(pretrain, "supervised", lambda *rest: trained.append(rest[-1]) or supervised(*rest))
+    pretrain.main([*flags, "llava-7b", "--resume"])
+    assert trained == ["llava-7b"] and (tmp_path / "clip/model.safetensors").stat().st_ino == kept
+    pretrain.main([*flags, "--steps", "2", "--part", "llava", "--resume"])       # another model under the old name
+    assert trained == ["llava-7b", "llava-2b"] and not list(tmp_path.glob("*.part*"))
+
+
 @pytest.mark.parametrize("flags, message", [
     (["--family", "llava-1b"], "--family llava-1b: choose from llava-2b"),
     (["--part", "increments"], "needs --base"),
@@ -83,6 +95,6 @@ def test_refusals(tiny_world, tmp_path, flags, message):
 
 def test_captions_are_sentences_and_phrases():
     row = {"answers": ["The image shows a small red car at the top left. There are two large green trees on the right."]}
-    texts = pretrain.captions(row)
+    texts = pretrain.texts_of(row)
     assert {"The image shows a small red car at the top left.", "There are two large green trees on the right."} <= set(texts)
     assert any(text.startswith("a small red car") for text in texts) and any(text.startswith("two large green trees") for text in texts)

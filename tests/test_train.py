@@ -191,6 +191,49 @@ def test_resume_is_refused_for_another_run_and_idle_for_a_finished_one(run, monk
     assert weights(finished) == before
 
 
+def test_killed_at_the_last_moment_no_step_is_done_again(run, monkeypatch, tmp_path, capsys):
+    """Between its last step and its new name, and between its new name and the end of its checkpoints."""
+    whole, _ = run("whole")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(train.checkpoint.folders, "replace_folder", lambda *_: (_ for _ in ()).throw(Stop))
+        run("part", "--save-every", "2")
+    assert len(list((tmp_path / "part.part").glob("checkpoint-*"))) == 2
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(train.checkpoint, "clear", lambda _: (_ for _ in ()).throw(Stop))
+        run("part", "--resume")
+    assert weights(tmp_path / "part") == weights(whole)
+    capsys.readouterr()
+    resumed, _ = run("part", "--resume")
+    assert "finished before" in capsys.readouterr().out and not list(resumed.glob("checkpoint-*")) and weights(resumed) == weights(whole)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(run, monkeypatch, tmp_path):
+    interrupted(run, monkeypatch, 3, "--save-every", "1")
+    first, last = sorted((tmp_path / "part.part").glob("checkpoint-*"))
+    (last / "optimizer.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match=f"{last}: cannot be read .*; delete it, and --resume continues from the one before"):
+        run("part", "--resume")
+    shutil.rmtree(last)
+    assert weights(run("part", "--resume")[0]) == weights(run("whole")[0])
+
+
+def test_a_checkpoint_holds_all_that_a_step_depends_on(run, monkeypatch, tmp_path):
+    interrupted(run, monkeypatch, 2, "--save-every", "1")
+    left = sorted((tmp_path / "part.part").glob("checkpoint-*"))[-1]
+    trained, state = load_file(left / "weights.safetensors"), load_file(left / "optimizer.safetensors")
+    assert state.keys() == {f"{name}/{key}" for name in trained for key in ("exp_avg", "exp_avg_sq", "step")} | {"random/cpu"}
+    assert all(int(state[f"{name}/step"]) == int(left.name.split("-")[1]) == 2 for name in trained)
+    assert torch.equal(state["random/cpu"], torch.get_rng_state())
+
+
+def test_a_folder_of_somebody_else_is_refused(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(UserError, match="out: is there already, and train.py did not write it"):
+        run("out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
 # ---- the reference ----
 
 def cached(tmp_path):
@@ -208,6 +251,15 @@ def test_reference_is_computed_once_per_data_set(run, tmp_path, rows, capsys):
     assert "reference log-probs: from" not in capsys.readouterr().out and len(cached(tmp_path)) == 2
 
 
+def test_a_damaged_cache_is_computed_again(run, tmp_path, capsys):
+    one, _ = run("one", "--epochs", "0.1")
+    (cache,) = cached(tmp_path)
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[:-8])
+    two, _ = run("two", "--epochs", "0.1")
+    assert "cannot be read" in capsys.readouterr().out and cache.read_bytes() == whole and weights(one) == weights(two)
+
+
 def test_a_reference_of_something_else_stops_the_run(run, tmp_path, rows):
     run("one", "--epochs", "0.1")
     (cache,) = cached(tmp_path)
@@ -219,7 +271,47 @@ def test_a_reference_of_something_else_stops_the_run(run, tmp_path, rows):
     assert not (tmp_path / "two").exists()
 
 
+def test_a_policy_that_is_not_the_reference_at_the_start_is_refused(run, monkeypatch, rows):
+    """Here the adapters do not begin at zero: the policy has moved before its first step."""
+    add = lora.add
+
+    def moved(model, *sizes):
+        add(model, *sizes)
+        for name, p in model.named_parameters():
+            if name.endswith(".B"):
+                torch.nn.init.constant_(p, 0.01)
+    monkeypatch.setattr(lora, "add", moved)
+    with pytest.raises(UserError, match="reference log-probs of row 'preference-.*', 'preference-.* are not the model's"):
+        run("out", "--lora-rank", "2")
+
+
 # ---- data and refusals ----
+
+def test_rows_wait_on_the_disk(run, family, tiny_world, tmp_path, rows):
+    settings = train.Settings(model=str(family / "llava-2b"), preferences=str(tmp_path / "preferences.jsonl"), out="out",
+                              image_root=str(tiny_world / "preference"))
+    m = mllm.load(settings.model)
+    sets, ids, _, _ = train.read_sets(m, settings)
+    assert isinstance(sets, records.OnDisk) and len(sets) == ROWS and ids == [row["id"] for row in rows]
+    for i in (3, 0, -1):
+        encoded = [mllm.encode(m, rows[i]["questions"], response["answers"]) for response in rows[i]["responses"]]
+        assert sets[i] == train.packing.token_set(encoded)
+    assert sets[1:3] == [sets[1], sets[2]] and len(list(sets)) == ROWS
+
+
+def test_equal_answers_are_reported_and_a_row_without_a_scored_token_is_refused(run, tmp_path, rows, monkeypatch, capsys):
+    rows = json.loads(json.dumps(rows))
+    rows[2]["responses"][2] = rows[2]["responses"][1]
+    write(tmp_path / "preferences.jsonl", rows)
+    run("out", "--epochs", "0.1")
+    assert f"1 of {ROWS} rows hold equal answers" in capsys.readouterr().out
+    encode = mllm.encode
+    unscored = lambda m, questions, answers: (lambda ids, rounds: (ids, [0] * len(ids) if "kite" in answers[0] else rounds))(
+        *encode(m, questions, answers))
+    monkeypatch.setattr(mllm, "encode", unscored)
+    with pytest.raises(UserError, match=f"row '{rows[0]['id']}': answer 1 of the set has no scored token"):
+        run("other")
+
 
 def test_show_prints_what_is_scored(run, rows, capsys):
     run("out", "--show", "2", "--epochs", "0.1")
@@ -240,9 +332,11 @@ def test_levels_takes_the_best(run, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
-    with pytest.raises(UserError, match=r"step 2: loss .*nan.*; rows preference-.*the last good checkpoint is in") as caught:
+    with pytest.raises(UserError, match=r"step 2: loss .*nan.*; rows preference-") as caught:
         run("out", "--lr", "1e30", "--save-every", "1", "--warmup", "0")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    (left,) = (tmp_path / "out.part").glob("checkpoint-*")
+    assert caught.value.__notes__ == [f"step 1 is saved in {left}"]
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -1,0 +1,88 @@
+"""Peak memory while files of 1,000 to 100,000 rows go through the stages that stream.
+
+    python -m pytest -q tests/test_load.py -m load           writes results/load.json; not part of the default suite
+
+Rows are made up of 60 distinct answers, so that parser, encoder and tokenizer are not what takes the time; memory is what
+is measured. verify stops at 10,000 rows, its reader and writer alone do not. Pictures are not read: 100,000 rows name 1,000 of them.
+"""
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amp_min import records
+
+ROOT = Path(__file__).parent.parent
+SIZES = {"reader and writer": (1_000, 10_000, 100_000), "verify": (1_000, 10_000), "training reader": (1_000, 10_000, 100_000)}
+
+# Each runs in a process of its own: argv is rows, output, model folder.
+CODE = {
+    "reader and writer": """
+from amp_min import records
+with records.Writer(out, {}, [rows]) as file:
+    for row in records.read(rows, "candidate"):
+        file.write(row)
+""",
+    "verify": """
+import verify
+verify.main(["--candidates", rows, "--encoder", f"{models}/clip", "--out", out])
+""",
+    "training reader": """
+import torch, train
+from amp_min import mllm, packing
+torch.set_num_threads(1)
+encode, known = mllm.encode, {}          # tokenizing is not what is measured: each distinct text once
+mllm.encode = lambda m, *texts: known.get(repr(texts)) or known.setdefault(repr(texts), encode(m, *texts))
+settings = train.Settings(model=f"{models}/llava-2b", preferences=rows, out=out)
+m = mllm.load(settings.model)
+sets, ids, paths, rewards = train.read_sets(m, settings)
+lengths = [packing.length(tokens) for tokens in sets]
+for chosen in packing.batches(lengths, 16, seed="0 0")[:200]:
+    packing.pack([sets[i] for i in chosen], 0)
+""",
+}
+MEASURE = """
+import resource, sys, time
+rows, out, models = sys.argv[1:]
+{code}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.process_time())
+"""
+
+
+def write_rows(path, n):
+    rng = random.Random(0)
+    answers = [f"There is a {size} {color} {kind} {place}." for size in ("small", "large") for color in ("red", "blue", "green")
+               for kind in ("car", "dog", "tree", "cup", "boat") for place in ("on the left", "at the top")]
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(n):
+            responses = [{"source": source, "answers": [" ".join(rng.sample(answers, 1))]} for source in ("standard", "large", "small")]
+            file.write(json.dumps({"id": f"row-{i:06d}", "image": f"images/{i % 1000:06d}.png",
+                                   "questions": ["Describe the image in detail."], "responses": responses}) + "\n")
+
+
+@pytest.mark.load
+def test_memory_stays_flat(family, tmp_path):
+    found = {}
+    for name, sizes in SIZES.items():
+        found[name] = []
+        for n in sizes:
+            path, out = tmp_path / f"{n}.jsonl", tmp_path / "out.jsonl"
+            if not path.exists():
+                write_rows(path, n)
+            done = subprocess.run([sys.executable, "-c", MEASURE.format(code=CODE[name]), str(path), str(out), str(family)], cwd=ROOT,
+                                  capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            assert done.returncode == 0, done.stderr
+            peak, seconds = map(float, done.stdout.split()[-2:])
+            found[name].append({"rows": n, "peak_mb": round(peak, 1), "seconds": round(seconds, 1)})
+            print(name, found[name][-1], flush=True)
+    records.write_json(ROOT / "results/load.json", {
+        "peaks": found, "note": "peak resident memory of the whole process, imports and model included; "
+                                 "rows of 60 distinct answers; seconds are CPU seconds",
+        "versions": records.versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
+    for name, peaks in found.items():                                    # ids and places of rows are kept: a hundred bytes or two each
+        assert peaks[-1]["peak_mb"] - peaks[0]["peak_mb"] < 80, name
