@@ -13,13 +13,16 @@ import re
 from pathlib import Path
 
 from amp_min.checks import IMAGE_TOKEN, JSON_NAMES, BadRow, UserError
-from amp_min.records import MAX_LINE, object_without_duplicates, open_input, parse
+from amp_min.records import MAX_LINE, open_input, parse
 
 
 # ---- files: JSONL, a JSON list, or Parquet ----
 
 def objects(path, pictures):
-    """Yield (line or record number, dict) for every record of a file; a Parquet file's pictures go to that folder."""
+    """Yield (line or record number, record) for a whole file; a Parquet file's pictures are written to a folder.
+
+    A record that cannot be read is a BadRow in the record's place.
+    """
     if Path(path).suffix == ".parquet":
         yield from parquet(path, pictures)
         return
@@ -32,10 +35,15 @@ def objects(path, pictures):
             number += 1
             if not line.strip():
                 continue
-            try:
-                yield number, parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-            except BadRow as bad:
-                raise BadRow(bad.problem, f"{path}:{number}") from None
+            yield number, parsed(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+
+
+def parsed(text):
+    """A record, or the BadRow that says why it is none: not raised, so that --skip-bad can go on behind it."""
+    try:
+        return parse(text)
+    except BadRow as bad:
+        return bad
 
 
 def json_list(path, content):
@@ -44,7 +52,7 @@ def json_list(path, content):
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadRow(f"file is not UTF-8 at byte {error.start + 1}; save it as UTF-8", path) from None
-    decoder = json.JSONDecoder(object_pairs_hook=object_without_duplicates)
+    decoder = json.JSONDecoder()
     at, line, counted = text.index("[") + 1, 1, 0
     while True:
         at = re.compile(r"[\s,]*").match(text, at).end()
@@ -52,12 +60,13 @@ def json_list(path, content):
         if text[at:at + 1] == "]":
             return
         try:
-            record, at = decoder.raw_decode(text, at)
+            record, end = decoder.raw_decode(text, at)      # only to see where it ends: `parse` looks closer
         except ValueError as error:          # JSONDecodeError has .msg; a number of thousands of digits has none
             raise BadRow(f"list is not JSON ({getattr(error, 'msg', error)}); is the file cut short?", f"{path}:{line}") from None
         except RecursionError:
             raise BadRow("record is nested too deeply; flatten it", f"{path}:{line}") from None
-        yield line, record
+        yield line, parsed(text[at:end].encode()) if isinstance(record, dict) else record
+        at = end
 
 
 def parquet(path, pictures):
@@ -102,9 +111,9 @@ def rest(record, *used):
 
 def without_image(text, notes):
     """A first question without its <image>."""
-    if text.lstrip().startswith(IMAGE_TOKEN):
-        return text.replace(IMAGE_TOKEN, "", 1).strip()
-    if IMAGE_TOKEN in text:
+    if IMAGE_TOKEN not in text:
+        return text
+    if not text.lstrip().startswith(IMAGE_TOKEN):
         notes["<image> moved to the front of its question"] += 1
     return text.replace(IMAGE_TOKEN, "", 1).strip()
 
@@ -120,6 +129,8 @@ def turns(messages, field, notes):
         speaker, text = need(turn, "from", place=place), need(turn, "value", place=place)
         if speaker not in (("gpt", "assistant") if i % 2 else ("human", "user")):
             raise BadRow(f"{place}from is {speaker!r}; human and gpt take turns, human first")
+        if i == 0 and IMAGE_TOKEN not in text:
+            notes["no <image> in the first question, where the picture is now"] += 1
         texts.append(without_image(text, notes) if i == 0 else text)
         if IMAGE_TOKEN in texts[-1]:
             raise BadRow(f"{place}value has {IMAGE_TOKEN} {'twice' if i == 0 else 'after the first question'}; a row holds one picture")
@@ -205,7 +216,7 @@ def mrhal(record, notes, source):
 
 def ours(record, notes, source):
     """Rows of this project, prompts or preferences."""
-    return dict(record)
+    return {key: value for key, value in record.items() if key != "id"}
 
 
 READERS = {"llava": llava, "amp": amp, "rlhf-v": pair, "rlaif-v": pair, "pope": pope, "mmhal": mmhal, "mrhal": mrhal, "rows": ours}

@@ -33,8 +33,8 @@ def messages(texts, who, what, roles):
 
 def trl(name, image, dialogue, better, worse):
     """TRL's "conversational preference" with pictures (docs/source/dataset_formats.md and the vision collator in
-    trl/trainer/dpo_trainer.py, 1.16): images, prompt, chosen, rejected.  Plain strings as contents: the collator puts the
-    picture before the first user message by itself, and finds none in prompts that already are lists of parts."""
+    trl/trainer/dpo_trainer.py, 1.16): images, prompt, chosen, rejected.  Contents are plain strings: the collator itself
+    puts the picture before the first user message."""
     talk = lambda texts, roles=("user", "assistant"): messages(texts, "role", "content", roles)
     return {"id": name, "images": [image], "prompt": talk(dialogue), "chosen": talk([better], ["assistant"]),
             "rejected": talk([worse], ["assistant"])}
