@@ -234,6 +234,7 @@ def main(argv=None):
         show(m, tokens)
     see = mllm.eyes(m, paths, settings.features_gb)
     ref = reference.logps(m, sets, ids, see, paths, autocast, settings) if settings.loss in ("mdpo", "kwise") else torch.zeros(len(sets), K)
+    checkpoint.make(folder, settings)
     train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, folder)
     if settings.lora_rank:
         lora.save(m.model, folder)

@@ -28,7 +28,7 @@ def facts(settings):
 
 
 def begin(settings):
-    """The folder to work in, or None when --resume finds the run complete.  A new run clears what an old one left."""
+    """The folder to work in, or None when --resume finds the run complete.  Nothing is written: see `make`."""
     out, folder, now = Path(settings.out), Path(f"{settings.out}.part"), facts(settings)
     for place in (out, folder):
         if settings.resume and (place / "train.json").is_file():
@@ -37,11 +37,20 @@ def begin(settings):
                 raise UserError(f"{place}: was begun with {changed[0]} = {before.get(changed[0])!r}, now it is {now[changed[0]]!r}; "
                                 "go back to that, or drop --resume")
             return None if place == out else folder
+    return folder
+
+
+def make(folder, settings):
+    """Make the folder and write what the run is, or go on in it with --resume.  A new run clears what an old one left.
+
+    Called when the input has been read: a start that fails on it leaves nothing behind.
+    """
+    if settings.resume and (folder / "train.json").is_file():
+        return
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    records.write_json(folder / "train.json", {"run": now, "versions": records.versions()})
-    return folder
+    records.write_json(folder / "train.json", {"run": facts(settings), "versions": records.versions()})
 
 
 def finish(folder, settings):
