@@ -14,8 +14,9 @@ convert_in.py and convert_out.py quote every format with its source.  What a ste
 
 On a cluster
 ------------
-train.py uses one device.  For more, convert the preferences and let a tool that knows clusters train on them.  They have
-DPO on pairs and not MDPO: no level is weighed against its rank, and the penalty of Eq. 6 is missing (TRL, LLaMA-Factory).
+train.py uses one device.  For more, convert the preferences and let a tool that knows clusters train on them.  These have
+DPO on pairs: all pairs of a row give Eq. 5's sum, in batches of their own, but Eq. 6's penalty is missing.  The TRL command
+was run here, on one CPU with a tiny model (TRL 1.16); the other two are from their documentation and have not been run.
 
 TRL and Accelerate (the dpo.yaml names the file, because a folder would be read with its meta file):
 

@@ -1,6 +1,6 @@
 """How much memory a training run takes, said before anything large is loaded.
 
-    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.7 for 1 set of 576 + 50 + 4 x 100
+    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.6 for 1 set of 576 + 50 + 4 x 100
     tokens; with a tenth to spare 17.8 GB: fits in 24 GB: yes
 
 Parameters are counted on a skeleton, the model on torch's "meta" device: it has every shape and no numbers, so a 7B
@@ -64,7 +64,7 @@ def kept(text, width, rank, sets, tokens, checkpointing):
 def estimate(model, settings, width, image_tokens):
     """{what: bytes} of a training step; model is a skeleton (adapters added, requires_grad set) or a real model.
 
-    settings: train.Settings, or anything with its lora_rank, levels, micro_batch and gradient_checkpointing.
+    settings: train.Settings; its lora_rank, levels, loss, micro_batch and gradient_checkpointing count.
     width: bytes of a number in the frozen weights and in the products, 2 for bf16, 4 for fp32.
     """
     text, rank, sets = model.config.text_config, settings.lora_rank, settings.micro_batch
@@ -81,14 +81,15 @@ def estimate(model, settings, width, image_tokens):
 
 
 def levels(settings):
-    return settings.levels or 4
+    """K, as far as it is known before the data is read."""
+    return 1 if settings.loss == "sft" else settings.levels or 4
 
 
 def capacity(device):
-    """Bytes of the GPU, or of the machine: what the estimate is held against."""
+    """Bytes of the GPU, or of the machine: what the estimate is held against. None where that cannot be asked (Windows)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
 
 
 def report(model, settings, width, image_tokens, available):
@@ -98,8 +99,10 @@ def report(model, settings, width, image_tokens, available):
     unit, name = (GB, "GB") if total > GB else (2**20, "MB")
     words = ", ".join(f"{what} {size / unit:.1f}" for what, size in parts.items()).replace(",", f" {name},", 1)
     line = (f"memory: {words} for {settings.micro_batch} set{'s' * (settings.micro_batch > 1)} of {image_tokens} + {PROMPT} + "
-            f"{levels(settings)} x {ANSWER} tokens; with a tenth to spare {total / unit:.1f} {name}: "
-            f"fits in {available / GB:.0f} GB: {'yes' if total <= available else 'no'}")
+            f"{levels(settings)} x {ANSWER} tokens; with a tenth to spare {total / unit:.1f} {name}")
+    if available is None:
+        return line
+    line += f": fits in {available / GB:.0f} GB: {'yes' if total <= available else 'no'}"
     if total <= available:
         return line
     for flags, change in (("--gradient-checkpointing", {"gradient_checkpointing": True}),
