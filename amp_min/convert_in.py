@@ -1,9 +1,9 @@
 """Other people's data sets as our rows: one reader per format, each a function from one record to one row.
 
-What every record must hold is the format's own field list, quoted above its reader.  Two things are the same everywhere:
+What a record must hold is the format's own field list, quoted in its reader.  Two things are the same everywhere:
 
-- Our rows hold one picture, and the prompt template places it.  `<image>` in a text is taken out, wherever it stood in the
-  first question: LLaVA's own loader moves it to the front as well (preprocess_multimodal in llava/train/train.py).
+- Our rows hold one picture, and the prompt template places it.  `<image>` is taken out, wherever it stood in the first
+  question: LLaVA's own loader moves it to the front as well (preprocess_multimodal in llava/train/train.py).
 - What is dropped or moved is counted in `notes`, a Counter that ends in the output's meta file.
 """
 
@@ -47,7 +47,7 @@ def parsed(text):
 
 
 def json_list(path, content):
-    """The objects of a JSON list one by one, each with the line it begins on: a whole list as dicts takes much more memory."""
+    """The objects of a JSON list one by one, each with the line it begins on: all at once would take far more memory."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -62,7 +62,8 @@ def json_list(path, content):
         try:
             record, end = decoder.raw_decode(text, at)      # only to see where it ends: `parse` looks closer
         except ValueError as error:          # JSONDecodeError has .msg; a number of thousands of digits has none
-            raise BadRow(f"list is not JSON ({getattr(error, 'msg', error)}); is the file cut short?", f"{path}:{line}") from None
+            problem = f"list is not JSON ({getattr(error, 'msg', error)}); is the file cut short?"
+            raise BadRow(problem, f"{path}:{line}") from None
         except RecursionError:
             raise BadRow("record is nested too deeply; flatten it", f"{path}:{line}") from None
         yield line, parsed(text[at:end].encode()) if isinstance(record, dict) else record
@@ -106,7 +107,8 @@ def need(record, field, kinds=str, place=""):
 
 def rest(record, *used):
     """What no reader used travels with the row, except names that our rows use otherwise."""
-    return {key: value for key, value in record.items() if key not in (*used, "id", "image", "questions", "answers", "responses")}
+    used += ("id", "image", "questions", "answers", "responses")
+    return {key: value for key, value in record.items() if key not in used}
 
 
 def without_image(text, notes):
@@ -133,7 +135,8 @@ def turns(messages, field, notes):
             notes["no <image> in the first question, where the picture is now"] += 1
         texts.append(without_image(text, notes) if i == 0 else text)
         if IMAGE_TOKEN in texts[-1]:
-            raise BadRow(f"{place}value has {IMAGE_TOKEN} {'twice' if i == 0 else 'after the first question'}; a row holds one picture")
+            where = "twice" if i == 0 else "after the first question"
+            raise BadRow(f"{place}value has {IMAGE_TOKEN} {where}; a row holds one picture")
     if not texts or len(texts) % 2:
         raise BadRow(f"{field} has {len(texts)} turns; every question needs its answer")
     return texts[::2], texts[1::2]
@@ -142,13 +145,14 @@ def turns(messages, field, notes):
 # ---- one reader per format: record -> row (its id and image are finished by convert.py) ----
 
 def llava(record, notes, source):
-    """LLaVA-Instruct, ShareGPT4V: id, image, conversations: [{"from": "human", "value": "<image>\\nWhat …"}, {"from": "gpt", …}, …]"""
+    """LLaVA-Instruct, ShareGPT4V: id, image, and the turns in conversations:
+    [{"from": "human", "value": "<image>\\nWhat …"}, {"from": "gpt", "value": "…"}, …]"""
     questions, answers = turns(need(record, "conversations", list), "conversations", notes)
     return {"image": need(record, "image"), "questions": questions, "answers": answers} | rest(record, "conversations")
 
 
 def amp(record, notes, source):
-    """The released AMP code (data_utils_dpo.py): image, output_1 … output_K, best first, each a whole dialogue as in LLaVA."""
+    """The released AMP code (data_utils_dpo.py): image, output_1 … output_K, best first, each a dialogue as in LLaVA."""
     responses, questions = [], None
     while (field := f"output_{len(responses) + 1}") in record:
         asked, answers = turns(need(record, field, list), field, notes)
@@ -182,27 +186,28 @@ def pair(record, notes, source):
 
 
 def pope(record, notes, source):
-    """POPE's output/coco/coco_pope_{random,popular,adversarial}.json, JSONL: question_id, image, text, label ("yes" | "no")."""
+    """POPE's output/coco/coco_pope_{random,popular,adversarial}.json, one object a line: question_id, image, text, label."""
     label = need(record, "label")
     if label not in ("yes", "no"):
         raise BadRow(f"label is {label!r}; yes or no belongs there")
     split = re.search("random|popular|adversarial", Path(source).name)
     if split is None:
         raise UserError(f"{source}: its name says no split; POPE's files have random, popular or adversarial in theirs")
-    return {"image": need(record, "image"), "questions": [without_image(need(record, "text"), notes)], "answers": [label],
-            "label": label, "split": split.group()} | rest(record, "text", "label", "question_id", "split")
+    question = without_image(need(record, "text"), notes)
+    return {"image": need(record, "image"), "questions": [question], "answers": [label], "label": label,
+            "split": split.group()} | rest(record, "text", "label", "question_id", "split")
 
 
 def mmhal(record, notes, source):
     """Shengcao1006/MMHal-Bench, response_template.json: question_type, question_topic, image_id, image_src (a URL; the
     pictures of images/ have its last part as their name), image_content, question, gt_answer, model_answer."""
     image = need(record, "image_path" if "image_path" in record else "image_src").rsplit("/", 1)[-1]
-    return {"image": image, "questions": [without_image(need(record, "question"), notes)], "answers": [need(record, "gt_answer")],
-            **rest(record, "question", "gt_answer", "image_path")}
+    question, answer = without_image(need(record, "question"), notes), need(record, "gt_answer")
+    return {"image": image, "questions": [question], "answers": [answer]} | rest(record, "question", "gt_answer", "image_path")
 
 
 def mrhal(record, notes, source):
-    """mengxizhang/MRHal-Bench as eval/gen/eval_mrhal.py of the released code reads it: id, image, image_content, label and
+    """mengxizhang/MRHal-Bench as the released code reads it (eval/gen/eval_mrhal.py): id, image, image_content, label, and
     the dialogue as LLaVA turns in "revised"; or as that script writes it: question[], gt_answer[], model_answer[]."""
     if "revised" in record:
         questions, answers = turns(need(record, "revised", list), "revised", notes)
@@ -219,7 +224,8 @@ def ours(record, notes, source):
     return {key: value for key, value in record.items() if key != "id"}
 
 
-READERS = {"llava": llava, "amp": amp, "rlhf-v": pair, "rlaif-v": pair, "pope": pope, "mmhal": mmhal, "mrhal": mrhal, "rows": ours}
+READERS = {"llava": llava, "amp": amp, "rlhf-v": pair, "rlaif-v": pair, "pope": pope, "mmhal": mmhal, "mrhal": mrhal,
+           "rows": ours}
 OWN_ID = {"rlhf-v": "idx", "rlaif-v": "idx", "pope": "question_id", "mmhal": "image_id"}        # else "id"
 
 

@@ -1,9 +1,9 @@
 """Our preference rows as other tools read them: one writer per format, each a function from a pair to a record.
 
-TRL, LLaMA-Factory and ms-swift learn from pairs: a row of K levels becomes K(K-1)/2 of them (or fewer, see --pairs).  They
-score one answer after a common dialogue, but each of our responses went on from its *own* earlier answers.  So a dialogue
-becomes a pair per round, and a later round stands after the better response's earlier answers.  The released AMP code
-takes whole rows.  What does not survive is counted in `notes`.
+TRL, LLaMA-Factory and ms-swift learn from pairs: a row of K levels becomes K(K-1)/2 of them (or fewer, see --pairs).
+They score one answer after a common dialogue, but each of our responses went on from its *own* earlier answers.  So a
+dialogue becomes a pair per round, and a later round stands after the better response's earlier answers.  The released
+AMP code takes whole rows.  What does not survive is counted in `notes`.
 
 The pictures are absolute paths: each of the tools looks for relative ones somewhere else.
 """

@@ -8,7 +8,7 @@ model takes half a second and no memory.  The counts are exact.  What the forwar
 sum over the layers of a Llama-like decoder, written out in `kept_per_token`; the tests compare it with what torch
 keeps on a CPU.  The lengths of a set are assumed (PROMPT, ANSWER): the data is not read yet.
 
-1 GB is 2**30 bytes here, as in "a 24 GB card".  Source of every formula: the shapes in transformers' Llama and in lora.py.
+1 GB is 2**30 bytes here, as in "a 24 GB card".  Source of the formulas: the shapes in transformers' Llama and lora.py.
 """
 
 import os
@@ -37,7 +37,7 @@ def kept_per_token(text, width, rank):
     """
     D, F = text.hidden_size, text.intermediate_size
     Q = text.num_attention_heads * (getattr(text, "head_dim", None) or D // text.num_attention_heads)
-    norms = 2 * D * 4 * (1 if rank else 2)              # what goes in, in fp32; normalized too if the norms' weights train
+    norms = 2 * D * 4 * (1 if rank else 2)              # what goes in, in fp32; if the norms train, normalized as well
     attention = 4 * Q * width                           # q, k and v after the rotation, and what comes out
     feed_forward = 3 * F * width                        # gate, silu(gate), up
     # Inputs of the seven linear layers. In fp32 q, k and v share one, and so do gate and up; o's is counted above.
@@ -70,14 +70,16 @@ def estimate(model, settings, width, image_tokens):
     text, rank, sets = model.config.text_config, settings.lora_rank, settings.micro_batch
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    activations = kept(text, width, rank, sets, image_tokens + PROMPT + levels(settings) * ANSWER, settings.gradient_checkpointing)
-    # Each chunk's logits are made again in the backward pass, see losses.token_logps; then softmax and gradient beside them.
+    tokens = image_tokens + PROMPT + levels(settings) * ANSWER
+    activations = kept(text, width, rank, sets, tokens, settings.gradient_checkpointing)
+    # A chunk's logits, made again in the backward pass (losses.token_logps), with softmax and gradient beside them.
     activations += 3 * min(CHUNK, sets * levels(settings) * ANSWER) * text.vocab_size * 4
-    if rank == 0 and width < 4:                         # autocast's bf16 copies of the trained weights live that long, too
+    if rank == 0 and width < 4:                         # autocast's bf16 copies of the trained weights live as long
         activations += trained * width
     # What trains is fp32, and so is everything in full training: see train.load_policy.
     weights = {"weights": frozen * width, "adapters": trained * 4} if rank else {"weights": (frozen + trained) * 4}
-    return weights | {"gradients": trained * 4, "optimizer": trained * 8, "activations": activations}     # AdamW: two moments
+    moments = 2                                         # AdamW's
+    return weights | {"gradients": trained * 4, "optimizer": trained * 4 * moments, "activations": activations}
 
 
 def levels(settings):
@@ -86,7 +88,7 @@ def levels(settings):
 
 
 def capacity(device):
-    """Bytes of the GPU, or of the machine: what the estimate is held against. None where that cannot be asked (Windows)."""
+    """Bytes of the GPU or of the machine, what the estimate is held against; None where they cannot be asked (Windows)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
@@ -98,16 +100,17 @@ def report(model, settings, width, image_tokens, available):
     total = SPARE * sum(parts.values())
     unit, name = (GB, "GB") if total > GB else (2**20, "MB")
     words = ", ".join(f"{what} {size / unit:.1f}" for what, size in parts.items()).replace(",", f" {name},", 1)
-    line = (f"memory: {words} for {settings.micro_batch} set{'s' * (settings.micro_batch > 1)} of {image_tokens} + {PROMPT} + "
-            f"{levels(settings)} x {ANSWER} tokens; with a tenth to spare {total / unit:.1f} {name}")
+    sets = "1 set" if settings.micro_batch == 1 else f"{settings.micro_batch} sets"
+    line = (f"memory: {words} for {sets} of {image_tokens} + {PROMPT} + {levels(settings)} x {ANSWER} tokens; "
+            f"with a tenth to spare {total / unit:.1f} {name}")
     if available is None:
         return line
     line += f": fits in {available / GB:.0f} GB: {'yes' if total <= available else 'no'}"
     if total <= available:
         return line
-    for flags, change in (("--gradient-checkpointing", {"gradient_checkpointing": True}),
-                          ("--gradient-checkpointing --micro-batch 1", {"gradient_checkpointing": True, "micro_batch": 1})):
-        smaller = SPARE * sum(estimate(model, replace(settings, **change), width, image_tokens).values())
+    for flags, sets in (("--gradient-checkpointing", settings.micro_batch), ("--gradient-checkpointing --micro-batch 1", 1)):
+        change = replace(settings, gradient_checkpointing=True, micro_batch=sets)
+        smaller = SPARE * sum(estimate(model, change, width, image_tokens).values())
         if smaller <= available:
             return f"{line}; with {flags} {smaller / GB:.1f} GB"
-    return f"{line}; take {'a smaller --lora-rank or a ' if settings.lora_rank else '--lora-rank 64 or a '}smaller model"
+    return f"{line}; take {'a smaller --lora-rank' if settings.lora_rank else '--lora-rank 64'} or a smaller model"

@@ -3,7 +3,7 @@
     USER: <image>\nIs there a dog? ASSISTANT: No.</s>USER: …        LLaVA-1.5; the scored part is " No.</s>"
 
 encode(m, questions, answers) gives the tokens and says of each which round's answer it belongs to.  Training scores an
-answer on exactly the tokens that the model continues when it is asked, and the picture is never cut: it stands for P tokens.
+answer behind exactly those tokens that the model continues when it is asked.  The picture is P tokens, never cut.
 """
 
 from os.path import commonprefix
@@ -22,9 +22,9 @@ def conversation(m, questions, answers):
     """The conversation cut at its seams: [(head, said), …], one per round; the last `said` is missing when the last
     question is still open.  head ends where the model starts to speak, said ends with the end-of-sequence token.
 
-    The text between is the chat template's, with two faults of real checkpoints mended: LLaVA-1.5's template forgets the
-    end-of-sequence token that the model was trained with, and llava-interleave's writes one line end more before an answer
-    than it asks the model to continue behind.  What is asked counts: an answer is scored as the model would give it.
+    The text between is the chat template's, with two faults of real checkpoints mended: LLaVA-1.5's template forgets
+    the end-of-sequence token of its training, and llava-interleave's writes one line end more before an answer than it
+    asks the model to continue behind.  What is asked counts: an answer is scored as the model would give it.
     """
     eos, pieces, messages, done = m.tokenizer.eos_token, [], [], ""
     for i, question in enumerate(questions):
