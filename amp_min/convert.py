@@ -66,7 +66,7 @@ from pathlib import Path
 from typing import Literal
 
 from amp_min import convert_in, convert_out, records, script
-from amp_min.checks import BadRow, UserError, check_row
+from amp_min.checks import JSON_NAMES, BadRow, UserError, check_row
 from amp_min.pictures import image_path
 
 
@@ -91,24 +91,28 @@ def root_of(source, settings):
 
 def read_rows(settings, notes, dropped):
     """Yield (row, file) for every record, checked; bad ones raise, or are counted with --skip-bad."""
-    read, seen = convert_in.READERS[settings.from_], Counter()
+    read, used, repeats = convert_in.READERS[settings.from_], set(), Counter()
     for source in settings.in_:
         for number, record in convert_in.objects(source, Path(f"{settings.out}.images")):
             try:
                 if isinstance(record, BadRow):
                     raise record
+                if not isinstance(record, dict):
+                    raise BadRow(f"record is {JSON_NAMES[type(record)]}, not an object")
                 row = read(record, notes, source)
                 own = record.get(convert_in.OWN_ID.get(settings.from_, "id"))
                 name = str(own) if isinstance(own, (str, int)) and str(own).strip() else f"{Path(source).stem}-{number}"
                 if settings.from_ == "pope":
                     name = f"{row['split']}-{name}"
-                seen[name] += 1
-                if seen[name] > 1:                       # LLaVA's mix holds a picture's dialogues under one id
-                    notes["repeated ids made different by a number"] += 1
-                    name = f"{name}-{seen[name]}"
+                own = name
+                while name in used:                      # LLaVA's mix holds a picture's dialogues under one id
+                    repeats[own] += 1
+                    name = f"{own}-{repeats[own] + 1}"
                 row = {"id": name} | row
                 check_row(row, "preference" if "responses" in row else "prompt")
                 row["image"] = convert_in.relative(row["image"], root_of(source, settings))
+                used.add(name)
+                notes["repeated ids made different by a number"] += name != own
             except BadRow as error:
                 bad = BadRow(error.problem, f"{source}:{number}")
                 if not settings.skip_bad:

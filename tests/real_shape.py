@@ -134,7 +134,8 @@ def main(argv=None):
         memory_used["gpu_peak_gb"] = round(torch.cuda.max_memory_allocated() / memory.GB, 2)
     name = torch.cuda.get_device_name() if device == "cuda" else next(
         line.split(":")[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("model name"))
-    result = {"what": "LLaVA-1.5-7B's shape, random weights: one MDPO step over 2 accumulated sets, adapter saved and reloaded",
+    note = "seconds are by the clock, computing is processor time; the difference is what other programs on the machine took"
+    result = {"note": note, "what": "LLaVA-1.5-7B's shape, random weights: one MDPO step over 2 accumulated sets, adapter saved and reloaded",
               "device": name, "threads": torch.get_num_threads() if device == "cpu" else None, "dtype": "bf16", "layers": layers, "layers_of_the_real_model": 32,
               "parameters": parameters, "lora_rank": RANK, "levels": LEVELS, "sets_per_step": ROWS, "image_tokens": mllm.image_tokens_of(shapes),
               "adapter_parameters": sum(p.numel() for p in lora.parameters(skeleton)), "loss": line["loss"], "grad_norm": line["grad_norm"],

@@ -125,6 +125,21 @@ def test_a_bad_record_is_named_or_dropped(run, tmp_path, source, item, message):
     assert len(rows) == 2 and sum(meta["records"]["dropped"].values()) == 1 and meta["records"]["read"] == 3
 
 
+def test_repeated_ids_never_clash_and_dropped_rows_take_none(run):
+    items = [{"id": name, "image": "a", "conversations": turns("A?", answer)} for name, answer in
+             (("x", 3), ("x", "1"), ("x", "2"), ("x-2", "3"), ("x", "4"), (None, "5"), (7, "6"))]
+    rows, meta = run("llava", "rows", items, "--skip-bad", as_list=False)
+    assert [r["id"] for r in rows] == ["x", "x-2", "x-2-2", "x-3", "in-6", "7"] and [r["answers"] for r in rows] == [[str(n)] for n in range(1, 7)]
+    assert meta["lossy"]["repeated ids made different by a number"] == 3
+
+
+@pytest.mark.parametrize("source", sorted(convert_in.READERS))
+def test_a_list_of_numbers_is_no_data_set(run, tmp_path, source):
+    path = write(tmp_path / "coco_pope_random.json", [7], as_list=True)
+    with pytest.raises(UserError, match=f"{path}:2: record is a number, not an object"):
+        run(source, "rows", path)
+
+
 def test_lists_name_the_line_that_a_record_begins_on(tmp_path):
     path = tmp_path / "list.json"
     path.write_text('\ufeff[\n {"a": 1,\n  "b": 2},\n\n {"a": NaN}, 7 ]', encoding="utf-8")
