@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-from amp_min import checkpoint, lora, losses, mllm, packing, records, reference, script
+from amp_min import checkpoint, lora, losses, memory, mllm, packing, records, reference, script
 from amp_min.checks import UserError
 from amp_min.pictures import image_path
 
@@ -63,24 +63,33 @@ class Settings:
 
 # ---- 1. model ---------------------------------------------------------------------------------------------------
 
+def choose_trained(model, settings):
+    """Say which parameters train: the adapters, or the language model and, if asked, the projector."""
+    model.requires_grad_(False)
+    if settings.lora_rank:
+        lora.add(model, settings.lora_rank, settings.lora_alpha)
+    else:
+        model.model.language_model.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+        model.model.multi_modal_projector.requires_grad_(settings.train_projector)
+
+
 def load_policy(settings):
     """The model to train, the parameters that train, and the context that its forward pass runs in."""
     device = mllm.choose_device()
     dtype, why = mllm.choose_dtype(settings.dtype, device)
     print(f"{settings.model} on {device} in {dtype}: {why}")
+    config = mllm.read_config(settings.model)
+    shapes = memory.skeleton(config)
+    choose_trained(shapes, settings)
+    print(memory.report(shapes, settings, dtype.itemsize, mllm.image_tokens_of(config), memory.capacity(device)), flush=True)
     # What trains is kept in fp32: at a learning rate of 5e-5 most updates are smaller than the gap between two
     # neighbouring bf16 numbers and would be rounded away.  With adapters the frozen base alone is bf16; in full
     # training the weights are fp32 and autocast makes bf16 copies of them for each product.
     m = mllm.load(settings.model, dtype if settings.lora_rank else torch.float32, device)
-    m.model.requires_grad_(False)
-    if settings.lora_rank:
-        lora.add(m.model, settings.lora_rank, settings.lora_alpha)
-    else:
-        m.model.model.language_model.requires_grad_(True)
-        m.model.lm_head.requires_grad_(True)
-        m.model.model.multi_modal_projector.requires_grad_(settings.train_projector)
+    choose_trained(m.model, settings)
     if settings.gradient_checkpointing:
-        m.model.gradient_checkpointing_enable({"use_reentrant": False})
+        m.model.activation_checkpointing_enable()
     m.model.train()                     # no dropout in Llama, so this changes nothing but lets checkpointing work
     trained = {name: p for name, p in m.model.named_parameters() if p.requires_grad}
     use_autocast = dtype == torch.bfloat16 and not settings.lora_rank
@@ -237,6 +246,7 @@ def main(argv=None):
             show(m, tokens)
         see = mllm.eyes(m, paths, settings.features_gb)
         ref = reference.logps(m, sets, ids, see, paths, autocast, settings) if settings.loss in ("mdpo", "kwise") else torch.zeros(len(sets), K)
+        checkpoint.make(folder, settings)
         train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, folder)
         if settings.lora_rank:
             lora.save(m.model, folder)

@@ -31,7 +31,7 @@ def facts(settings):
 
 
 def begin(settings):
-    """The folder to work in, or None when --resume finds the run complete.  A new run clears what an old one left."""
+    """The folder to work in, or None when --resume finds the run complete.  Nothing is written: see `make`."""
     out, folder = Path(settings.out), Path(f"{settings.out}.part")
     if out.exists() and not (out / "train.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: is there already, and train.py did not write it; give --out another name")
@@ -46,11 +46,20 @@ def begin(settings):
                 return folder
             clear(out)                   # killed at the last moment, it may still hold them
             return None
+    return folder
+
+
+def make(folder, settings):
+    """Make the folder and write what the run is, or go on in it with --resume.  A new run clears what an old one left.
+
+    Called when the input has been read: a start that fails on it leaves nothing behind.
+    """
+    if settings.resume and (folder / "train.json").is_file():
+        return
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    records.write_json(folder / "train.json", {"run": now, "versions": records.versions()})
-    return folder
+    records.write_json(folder / "train.json", {"run": facts(settings), "versions": records.versions()})
 
 
 @contextlib.contextmanager

@@ -186,6 +186,14 @@ def read_config(path):
     return config
 
 
+def base_of(folder):
+    """The base model's folder or hub id, as the adapter folder names it."""
+    base = read_config(Path(folder) / CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{folder}/{CONFIG}: names no base_model_name_or_path; add the model that the adapter is for")
+    return base
+
+
 def load(model, folder):
     """Put the saved adapters on a base model, ready to train on or to merge; returns the model.
 

@@ -1,11 +1,10 @@
 """A LLaVA-family checkpoint as this project uses it: load, look at pictures, build the prompt, answer.
 
 Everything works on ordinary Hugging Face folders (or hub ids) with a processor, so a tiny LLaVA made here and
-llava-hf/llava-1.5-7b-hf are interchangeable.  A picture becomes P "image tokens" (P = 576 for LLaVA-1.5):
+llava-hf/llava-1.5-7b-hf are interchangeable.  A picture becomes P "image tokens" (P = 576 for LLaVA-1.5; D is the
+language model's width, B the batch, T the tokens of a sequence):
 
     picture --image processor--> pixels --vision tower--> (P, D_vision) --projector--> (P, D)  put where <image> stands
-
-Here D is the language model's width, B the batch, T the tokens of a sequence.
 """
 
 from dataclasses import dataclass, replace
@@ -21,16 +20,10 @@ from transformers.utils import logging
 from amp_min import lora
 from amp_min.checks import UserError
 from amp_min.pictures import open_image
+from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens     # noqa: F401  callers know them by this module
 from amp_min.script import is_out_of_memory
 
 logging.disable_progress_bar()          # transformers' own, two per model: they would go into log files, too
-
-# LLaVA-1.5's conversation format, for checkpoints that bring no chat template of their own.
-LLAVA_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }} {% endif %}{% endfor %}"
-    "{% else %}ASSISTANT: {{ m['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}")
 
 
 @dataclass
@@ -58,9 +51,9 @@ def choose_dtype(name, device):
         if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported():
             return torch.bfloat16, "this GPU computes in bf16: half the memory, no loss scaling needed"
         return torch.float32, "no bf16 GPU: on a CPU bf16 is slower than fp32"
-    if name not in ("bf16", "fp32"):
-        raise UserError(f"--dtype {name}: choose auto, bf16 or fp32")
-    return (torch.bfloat16 if name == "bf16" else torch.float32), "as asked"
+    if name in (dtypes := {"bf16": torch.bfloat16, "fp32": torch.float32}):
+        return dtypes[name], "as asked"
+    raise UserError(f"--dtype {name}: choose auto, bf16 or fp32")
 
 
 def choose_device():
@@ -78,52 +71,53 @@ def hub(load, name, **kwargs):
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise                                # script.run has better advice
-        first = str(error).strip().split("\n")[0]
+        first = str(error).strip().split("\n")[0].rstrip(".")
         if not Path(name).is_dir():
             raise UserError(f"{name}: cannot be had from the hub ({first}); download it where there is a network with "
                             f"`hf download {name} --local-dir DIR` and give DIR instead") from error
         raise UserError(f"{name}: cannot be loaded: {first}") from error
 
 
-def load(name, dtype=torch.float32, device="cpu"):
-    """Load a LLaVA and its processor, strictly: every weight present, none left over, and all parts agree.
-
-    Only safetensors weights are read, and no code from a checkpoint is run.  Errors: UserError, one line.
-    """
+def read_config(name):
+    """The config of a LLaVA folder or hub id, or of the base that an adapter folder names; no weights are read."""
     name = str(name)
-    if (Path(name) / "adapter_config.json").is_file():
-        return load_adapted(name, dtype, device)
+    if (Path(name) / lora.CONFIG).is_file():
+        return read_config(lora.base_of(name))
     config = hub(AutoConfig.from_pretrained, name)
     if config.model_type != "llava":
         raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles 'llava' (LLaVA-1.5 "
                         "and interleave checkpoints), where every picture has the same number of image tokens")
-    if Path(name).is_dir() and not (Path(name) / "processor_config.json").is_file() and not (Path(name) / "preprocessor_config.json").is_file():
+    return config
+
+
+def load(name, dtype=torch.float32, device="cpu"):
+    """Load a LLaVA and its processor, strictly: every weight present, none left over, and all parts agree.
+
+    An adapter folder becomes its base with the adapters merged in.  Only safetensors are read, no checkpoint's code runs.
+    """
+    name, config = str(name), read_config(name)
+    if (Path(name) / lora.CONFIG).is_file():
+        m = load(lora.base_of(name), dtype, device)
+        lora.merge(lora.load(m.model, name))
+        return replace(m, name=name)
+    if Path(name).is_dir() and not any((Path(name) / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")):
         raise UserError(f"{name}: has no processor_config.json; save the processor beside the weights (processor.save_pretrained)")
     processor = hub(AutoProcessor.from_pretrained, name)
     model, info = hub(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype, use_safetensors=True,
                       output_loading_info=True)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
-    return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(name, config)))
+    for problem in [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]:
+        raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
+    return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(config)))
 
 
-def load_adapted(folder, dtype, device):
-    """A folder of adapters: its base model with the adapters merged in."""
-    base = lora.read_config(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{folder}/adapter_config.json: names no base_model_name_or_path; add the model that the adapter is for")
-    m = load(base, dtype, device)
-    lora.merge(lora.load(m.model, folder))
-    return replace(m, name=folder)
+def image_tokens_of(config):
+    """P from the config: the patches that fit into the picture, and CLIP's class token; "default" drops the first of all.
 
-
-def image_tokens_of(name, config):
-    """P from the config: patches of the vision tower, plus its class token when the checkpoint keeps that one."""
+    576 for LLaVA-1.5 (CLIP, 336 / 14, default), 729 for interleave (SigLIP has no class token, 384 // 14 = 27, full).
+    """
     vision = config.vision_config
-    if vision.image_size % vision.patch_size:
-        raise UserError(f"{name}: image size {vision.image_size} is no multiple of patch size {vision.patch_size}")
-    return (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+    seen = (vision.image_size // vision.patch_size) ** 2 + (vision.model_type == "clip_vision_model")
+    return seen - (config.vision_feature_select_strategy == "default")
 
 
 def check(m):
@@ -172,8 +166,8 @@ def look(m, pixel_values, batch=64):
 def eyes(m, paths, limit_gb=4.0):
     """A function from row numbers to what the vision tower sees of their pictures: list of B -> (B, P, D_vision).
 
-    paths: the picture of each row.  Each distinct picture is looked at once and kept in memory, when all of them fit
-    into limit_gb; else they are looked at again whenever they are needed.  The tower is frozen: both give the same.
+    paths: the picture of each row.  Each distinct picture is looked at once and kept in memory when all fit into
+    limit_gb, else again whenever it is needed.  The tower is frozen: both give the same.
     """
     distinct = {path: i for i, path in enumerate(dict.fromkeys(paths))}
     pictures = list(distinct)
@@ -198,76 +192,20 @@ def embed(m, input_ids, features):
     return words.masked_scatter(places, projected)
 
 
-# ---- text -------------------------------------------------------------------------------------------------------
-
-def conversation(m, questions, answers):
-    """The conversation cut at its seams: [(head, said), …], one per round; the last `said` is missing when the last
-    question is still open.  head ends where the model starts to speak, said ends with the end-of-sequence token.
-
-    The text between is the checkpoint's chat template's.  LLaVA-1.5's own template forgets the end-of-sequence token
-    that the model was trained with; it is put back.
-    """
-    eos, pieces, messages, done = m.tokenizer.eos_token, [], [], ""
-    for i, question in enumerate(questions):
-        picture = [{"type": "image"}] if i == 0 else []
-        messages.append({"role": "user", "content": picture + [{"type": "text", "text": question}]})
-        asked = m.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        head = asked[len(done):]
-        if not asked.startswith(done):
-            raise UserError(f"{m.name}: its chat template rewrites earlier rounds, so multi-round answers cannot be scored")
-        if i >= len(answers):
-            return pieces + [(head, None)]
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[i]}]})
-        done = m.processor.apply_chat_template(messages, tokenize=False)
-        if not done.startswith(asked):
-            raise UserError(f"{m.name}: its chat template does not continue its own generation prompt")
-        said = done[len(asked):]
-        # What the template adds after the end-of-sequence token belongs to the next head.
-        cut = said.find(eos) + len(eos) if eos in said else len(said)
-        pieces.append((head, said[:cut] if eos in said else said.rstrip() + eos))
-        done = done[:len(asked) + cut]
-    return pieces
-
-
-def encode(m, questions, answers):
-    """A conversation as tokens: (ids, rounds), two lists of length T.
-
-    rounds[t] is the round (1, 2, …) that token t is an answer token of, 0 where it is prompt or picture.  Answers are
-    tokenized together with what stands before them, exactly as the model meets them when it generates.
-    """
-    text, ids, rounds = "", [], []
-    for number, (head, said) in enumerate(conversation(m, questions, answers), start=1):
-        for piece, mark in ((head, 0), (said, number)):
-            if piece is None:
-                break
-            text += piece
-            longer = tokens(m, text)
-            if longer[:len(ids)] != ids:
-                raise UserError(f"{m.name}: the tokenizer joins prompt and answer at {text[-40:]!r}; the answer cannot be scored")
-            rounds += [mark] * (len(longer) - len(ids))
-            ids = longer
-    at = ids.index(m.image_token_id)
-    wide = lambda values: values[:at] + [values[at]] * m.image_tokens + values[at + 1:]      # <image> -> P image tokens
-    return wide(ids), wide(rounds)
-
-
-def tokens(m, text):
-    bos = m.tokenizer.bos_token
-    return m.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
-
-
 # ---- answering --------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def answer(m, features, questions, answers, decoding):
     """Answer the open question of B conversations: list of B strings.
 
-    features (B, P, D_vision); questions, answers: B lists, with one answer fewer than questions.  decoding: keyword
-    arguments of transformers' `generate`; a repetition penalty is on the answer's own words.  Special tokens cannot be
-    said: an answer that holds the image token would stop the training on it.
+    features (B, P, D_vision); questions, answers: B lists, one answer fewer than questions.  decoding: for transformers'
+    `generate`; a repetition penalty is on the answer's own words.  Special tokens cannot be said: training would stop on them.
     """
     prompts = [encode(m, q, a)[0] for q, a in zip(questions, answers, strict=True)]
-    T = max(map(len, prompts))
+    T, limit = max(map(len, prompts)), m.model.config.text_config.max_position_embeddings
+    if T >= limit:
+        begin = questions[[len(p) for p in prompts].index(T)][0][:60]
+        raise UserError(f"{m.name}: reads {limit} tokens, the conversation {begin!r} has {T}; shorten it (image tokens are never cut)")
     pad = m.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (T - len(p)) + p for p in prompts], device=m.device)        # (B, T), padded on the left
     mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], device=m.device)

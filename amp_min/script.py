@@ -41,7 +41,8 @@ def command_line(settings_cls, argv=None, description=""):
         text = field.metadata.get("help", "")
         if not required and default not in (None, "", []):
             text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
-        parser.add_argument("--" + field.name.replace("_", "-"), required=required, dest=field.name,
+        # from and in are words of Python's own: such a field is called from_ or in_, its flag --from or --in.
+        parser.add_argument("--" + field.name.rstrip("_").replace("_", "-"), required=required, dest=field.name,
                             help=text.replace("%", "%%"), **how_to_parse(kinds[field.name]))
         if not required:         # here, not above: argparse would add the default to the help of bool flags once more
             parser.set_defaults(**{field.name: default})

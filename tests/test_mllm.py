@@ -8,13 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import (AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Qwen2Config,
+                          SiglipImageProcessorPil, SiglipVisionConfig)
 
-from amp_min import mllm, packing, pictures
+from amp_min import mllm, packing, pictures, pretrain
 from amp_min.checks import UserError
 
 P = 9
-# The template of llava-hf/llava-1.5-7b-hf, word for word.  It ends an answer with a space and no end-of-sequence token.
+# The template of llava-hf/llava-1.5-7b-hf (chat_template.json there), word for word.  It ends an answer with a space and
+# no end-of-sequence token, and begins with no beginning-of-sequence token: the tokenizer adds that one.
 LLAVA_HF = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
@@ -305,3 +307,70 @@ def test_dtype_choice():
     assert mllm.choose_dtype("bf16", "cpu")[0] == torch.bfloat16 and mllm.choose_dtype("auto", "cpu")[0] == torch.float32
     with pytest.raises(UserError, match="--dtype fp16: choose auto, bf16 or fp32"):
         mllm.choose_dtype("fp16", "cpu")
+
+
+# ---- the LLaVA family ----
+
+@pytest.mark.parametrize("kind", ["llava_next", "llava_onevision", "llava_next_video", "vipllava", "qwen2_vl"])
+def test_other_kinds_are_refused_by_their_config_alone(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+    for read in mllm.load, mllm.read_config:
+        with pytest.raises(UserError, match=f"{tmp_path}: model type '{kind}' is not supported; .*every picture has the same number") as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+# The template of llava-hf/llava-interleave-qwen-0.5b-hf (chat_template.json, in mlx-community's copy), word for word.
+INTERLEAVE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{# Render all images first #}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}{# Render all text next #}"
+    "{% if message['role'] != 'assistant' %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}{{ '\n' + content['text'] }}"
+    "{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
+@pytest.fixture(scope="module")
+def interleave(family, tmp_path_factory):
+    """llava-interleave's make in small: Qwen2, SigLIP without class token, 20 pixels in patches of 6, feature layer -1, ChatML."""
+    folder, torch_state = tmp_path_factory.mktemp("interleave"), torch.get_rng_state()
+    tokenizer = AutoProcessor.from_pretrained(family / "llava-2b").tokenizer
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.bos_token = None                                   # Qwen2 has none
+    pretrain.framed(tokenizer, "$A")
+    processor = LlavaProcessor(image_processor=SiglipImageProcessorPil(size={"height": 20, "width": 20}), tokenizer=tokenizer, patch_size=6, image_token="<image>",
+                               vision_feature_select_strategy="full", num_additional_image_tokens=0, chat_template=INTERLEAVE)
+    processor.save_pretrained(folder)
+    config = LlavaConfig(
+        text_config=Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                max_position_embeddings=200, tie_word_embeddings=True).to_dict(),
+        vision_config=SiglipVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=20, patch_size=6).to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True)
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    torch.set_rng_state(torch_state)
+    return folder
+
+
+def test_interleave_is_scored_like_transformers_does(interleave, tiny_world):
+    m = mllm.load(interleave)
+    picture = pictures.open_image(sorted((tiny_world / "eval" / "images").iterdir())[0])
+    assert m.image_tokens == 9                                   # 20 // 6 = 3 rows of 3, and no class token
+    ids, rounds = mllm.encode(m, QUESTIONS[:2], ANSWERS[:2])
+    assert scored_texts(m, ids, rounds) == {1: f"{ANSWERS[0]}<|im_end|>", 2: f"{ANSWERS[1]}<|im_end|>"}
+    asked, _ = mllm.encode(m, QUESTIONS[:2], ANSWERS[:1])        # what it answers, it is scored on
+    assert ids[:len(asked)] == asked and rounds[len(asked)] == 2
+    inputs = m.processor(images=picture, text="".join(head + said for head, said in mllm.conversation(m, QUESTIONS[:2], ANSWERS[:2])), return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [ids]
+    with torch.no_grad():
+        logps = m.model(**inputs).logits[0].log_softmax(-1)
+        expected = sum(logps[t - 1, ids[t]] for t in range(1, len(ids)) if rounds[t])
+        features = mllm.look(m, mllm.pixels(m, [picture]))
+        found = packing.set_logps(m, packing.pack([packing.token_set([(ids, rounds)])], 0), features)
+    torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-5)
+    assert len(mllm.answer(m, features, [QUESTIONS[:1]], [[]], dict(do_sample=False, max_new_tokens=5))) == 1
+
+
+def test_a_conversation_that_does_not_fit_is_refused_by_name(interleave):
+    m = mllm.load(interleave)
+    with pytest.raises(UserError, match=r"reads 200 tokens, the conversation 'Is there a dog.*' has 3\d\d; .*never cut"):
+        mllm.answer(m, torch.zeros(2, 9, 16), [QUESTIONS[:1], ["Is there a dog? " * 60]], [[], []], dict(max_new_tokens=5))

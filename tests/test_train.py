@@ -1,6 +1,7 @@
 """train.py in process: the same bytes again, gradients that do not depend on how a step is cut, and what is refused."""
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -102,6 +103,18 @@ def test_a_step_may_be_cut_into_any_micro_batches(run, loss):
 def test_gradient_checkpointing_changes_nothing(run):
     (plain, _), (saving, _) = run("plain"), run("saving", "--gradient-checkpointing")
     assert largest_difference(plain, saving) < 1e-5
+
+
+def test_gradient_checkpointing_warns_of_nothing(run, recwarn):
+    run("out", "--gradient-checkpointing", "--epochs", "0.1")
+    assert not [str(w.message) for w in recwarn if "gradient_checkpointing" in str(w.message) or "reentrant" in str(w.message)]
+
+
+def test_the_memory_estimate_comes_before_the_weights(run, family, capsys, monkeypatch):
+    monkeypatch.setattr(train.mllm, "load", lambda *args: pytest.fail("weights were read"))
+    with pytest.raises(pytest.fail.Exception):
+        run("out")
+    assert re.search(r"memory: weights \d+\.\d MB, .* fits in \d+ GB: yes", capsys.readouterr().out)
 
 
 def test_bf16_is_close_to_fp32(run):
@@ -346,11 +359,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     (["--train-projector", "--lora-rank", "2"], "--train-projector goes with full training"),
     (["--preferences", "no/such.jsonl"], "no/such.jsonl: No such file"),
     (["--model", "no/such/folder"], "no/such/folder: no such model folder"),
+    (["--model", "nobody/nothing"], "nobody/nothing: cannot be had from the hub .* `hf download nobody/nothing --local-dir DIR` and give DIR instead"),
 ])
 def test_refusals(run, tmp_path, flags, message):
     with pytest.raises(UserError, match=message) as caught:
         run("out", *flags)
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("out*"))
 
 
 def test_an_answer_longer_than_the_model_reads_is_named(run, tmp_path, rows):

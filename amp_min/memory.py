@@ -1,0 +1,116 @@
+"""How much memory a training run takes, said before anything large is loaded.
+
+    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.7 for 1 set of 576 + 50 + 4 x 100
+    tokens; with a tenth to spare 17.8 GB: fits in 24 GB: yes
+
+Parameters are counted on a skeleton, the model on torch's "meta" device: it has every shape and no numbers, so a 7B
+model takes half a second and no memory.  The counts are exact.  What the forward pass keeps for the backward pass is a
+sum over the layers of a Llama-like decoder, written out in `kept_per_token`; the tests compare it with what torch
+keeps on a CPU.  The lengths of a set are assumed (PROMPT, ANSWER): the data is not read yet.
+
+1 GB is 2**30 bytes here, as in "a 24 GB card".  Source of the formulas: the shapes in transformers' Llama and lora.py.
+"""
+
+import os
+from dataclasses import replace
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+GB = 2**30
+PROMPT, ANSWER = 50, 100            # text tokens of a prompt and of an answer, about what descriptions have
+CHUNK = 512                         # scored tokens whose logits exist at once, see losses.token_logps
+SPARE = 1.1                         # the allocator's gaps, the CUDA context and what is forgotten here
+
+
+def skeleton(config):
+    """The model that a config describes, with shapes and without numbers."""
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(config)
+
+
+def kept_per_token(text, width, rank):
+    """Bytes that one decoder layer keeps for its backward pass, per token.
+
+    text: the language model's config; width: bytes of a number in the products (2 in bf16); rank: the adapters', or 0.
+    D hidden size, Q the width of the queries (keys and values are repeated to it), F the feed-forward's width.
+    """
+    D, F = text.hidden_size, text.intermediate_size
+    Q = text.num_attention_heads * (getattr(text, "head_dim", None) or D // text.num_attention_heads)
+    norms = 2 * D * 4 * (1 if rank else 2)              # what goes in, in fp32; if the norms train, normalized as well
+    attention = 4 * Q * width                           # q, k and v after the rotation, and what comes out
+    feed_forward = 3 * F * width                        # gate, silu(gate), up
+    # Inputs of the seven linear layers. In fp32 q, k and v share one, and so do gate and up; o's is counted above.
+    if width == 4:
+        linears = (2 * D + F) * 4
+    elif rank:
+        linears = (5 * D + Q + F) * 4                   # each adapter makes an fp32 copy of its own
+    else:
+        linears = (5 * D + F) * width                   # autocast makes a bf16 copy for each product
+    return norms + attention + feed_forward + linears + 7 * rank * 4                        # A x of each adapter
+
+
+def kept(text, width, rank, sets, tokens, checkpointing):
+    """Bytes that all layers keep for the backward pass of `sets` sets of `tokens` tokens each."""
+    between = width if rank else 4                      # full training is in fp32 between the products
+    layer = sets * tokens * kept_per_token(text, width, rank)
+    mask = sets * tokens**2
+    if checkpointing:                                   # the input of each layer, and one layer made again
+        return text.num_hidden_layers * sets * tokens * text.hidden_size * between + layer + mask * between
+    layer += mask * width * (width < between)           # autocast copies the mask, too, in every layer
+    return text.num_hidden_layers * layer + mask * between
+
+
+def estimate(model, settings, width, image_tokens):
+    """{what: bytes} of a training step; model is a skeleton (adapters added, requires_grad set) or a real model.
+
+    settings: train.Settings; its lora_rank, levels, loss, micro_batch and gradient_checkpointing count.
+    width: bytes of a number in the frozen weights and in the products, 2 for bf16, 4 for fp32.
+    """
+    text, rank, sets = model.config.text_config, settings.lora_rank, settings.micro_batch
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    tokens = image_tokens + PROMPT + levels(settings) * ANSWER
+    activations = kept(text, width, rank, sets, tokens, settings.gradient_checkpointing)
+    # A chunk's logits, made again in the backward pass (losses.token_logps), with softmax and gradient beside them.
+    activations += 3 * min(CHUNK, sets * levels(settings) * ANSWER) * text.vocab_size * 4
+    if rank == 0 and width < 4:                         # autocast's bf16 copies of the trained weights live as long
+        activations += trained * width
+    # What trains is fp32, and so is everything in full training: see train.load_policy.
+    weights = {"weights": frozen * width, "adapters": trained * 4} if rank else {"weights": (frozen + trained) * 4}
+    moments = 2                                         # AdamW's
+    return weights | {"gradients": trained * 4, "optimizer": trained * 4 * moments, "activations": activations}
+
+
+def levels(settings):
+    """K, as far as it is known before the data is read."""
+    return 1 if settings.loss == "sft" else settings.levels or 4
+
+
+def capacity(device):
+    """Bytes of the GPU or of the machine, what the estimate is held against; None where they cannot be asked (Windows)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+
+
+def report(model, settings, width, image_tokens, available):
+    """The estimate as one line, and when it does not fit, the smallest change of settings that does."""
+    parts = estimate(model, settings, width, image_tokens)
+    total = SPARE * sum(parts.values())
+    unit, name = (GB, "GB") if total > GB else (2**20, "MB")
+    words = ", ".join(f"{what} {size / unit:.1f}" for what, size in parts.items()).replace(",", f" {name},", 1)
+    sets = "1 set" if settings.micro_batch == 1 else f"{settings.micro_batch} sets"
+    line = (f"memory: {words} for {sets} of {image_tokens} + {PROMPT} + {levels(settings)} x {ANSWER} tokens; "
+            f"with a tenth to spare {total / unit:.1f} {name}")
+    if available is None:
+        return line
+    line += f": fits in {available / GB:.0f} GB: {'yes' if total <= available else 'no'}"
+    if total <= available:
+        return line
+    for flags, sets in (("--gradient-checkpointing", settings.micro_batch), ("--gradient-checkpointing --micro-batch 1", 1)):
+        change = replace(settings, gradient_checkpointing=True, micro_batch=sets)
+        smaller = SPARE * sum(estimate(model, change, width, image_tokens).values())
+        if smaller <= available:
+            return f"{line}; with {flags} {smaller / GB:.1f} GB"
+    return f"{line}; take {'a smaller --lora-rank' if settings.lora_rank else '--lora-rank 64'} or a smaller model"

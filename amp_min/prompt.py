@@ -1,0 +1,77 @@
+"""A conversation as the text and the tokens that a LLaVA was trained on, by its own chat template.
+
+    USER: <image>\nIs there a dog? ASSISTANT: No.</s>USER: …        LLaVA-1.5; the scored part is " No.</s>"
+
+encode(m, questions, answers) gives the tokens and says of each which round's answer it belongs to.  Training scores an
+answer behind exactly those tokens that the model continues when it is asked.  The picture is P tokens, never cut.
+"""
+
+from os.path import commonprefix
+
+from amp_min.checks import UserError
+
+# LLaVA-1.5's conversation format, for checkpoints that bring no chat template of their own.
+LLAVA_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }} {% endif %}{% endfor %}"
+    "{% else %}ASSISTANT: {{ m['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}")
+
+
+def conversation(m, questions, answers):
+    """The conversation cut at its seams: [(head, said), …], one per round; the last `said` is missing when the last
+    question is still open.  head ends where the model starts to speak, said ends with the end-of-sequence token.
+
+    The text between is the chat template's, with two faults of real checkpoints mended: LLaVA-1.5's template forgets
+    the end-of-sequence token of its training, and llava-interleave's writes one line end more before an answer than it
+    asks the model to continue behind.  What is asked counts: an answer is scored as the model would give it.
+    """
+    eos, pieces, messages, done = m.tokenizer.eos_token, [], [], ""
+    for i, question in enumerate(questions):
+        picture = [{"type": "image"}] if i == 0 else []
+        messages.append({"role": "user", "content": picture + [{"type": "text", "text": question}]})
+        asked = m.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        head = asked[len(done):]
+        if not asked.startswith(done):
+            raise UserError(f"{m.name}: its chat template rewrites earlier rounds, so multi-round answers cannot be scored")
+        if i >= len(answers):
+            return pieces + [(head, None)]
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[i]}]})
+        done = m.processor.apply_chat_template(messages, tokenize=False)
+        same = len(commonprefix([asked, done]))
+        if asked[same:].strip():
+            raise UserError(f"{m.name}: its chat template does not continue its own generation prompt")
+        start = len(done) - len(done[same:].lstrip()) if asked[-1:].isspace() else same
+        said = done[start:]
+        # What the template adds after the end-of-sequence token belongs to the next head.
+        cut = said.find(eos) + len(eos) if eos in said else len(said)
+        pieces.append((head, said[:cut] if eos in said else said.rstrip() + eos))
+        done = done[:start + cut]
+    return pieces
+
+
+def encode(m, questions, answers):
+    """A conversation as tokens: (ids, rounds), two lists of length T.
+
+    rounds[t] is the round (1, 2, …) that token t is an answer token of, 0 where it is prompt or picture.  Answers are
+    tokenized together with what stands before them, exactly as the model meets them when it generates.
+    """
+    text, ids, rounds = "", [], []
+    for number, (head, said) in enumerate(conversation(m, questions, answers), start=1):
+        for piece, mark in ((head, 0), (said, number)):
+            if piece is None:
+                break
+            text += piece
+            longer = tokens(m, text)
+            if longer[:len(ids)] != ids:
+                raise UserError(f"{m.name}: the tokenizer joins prompt and answer at {text[-40:]!r}; the answer cannot be scored")
+            rounds += [mark] * (len(longer) - len(ids))
+            ids = longer
+    at = ids.index(m.image_token_id)
+    wide = lambda values: values[:at] + [values[at]] * m.image_tokens + values[at + 1:]      # <image> -> P image tokens
+    return wide(ids), wide(rounds)
+
+
+def tokens(m, text):
+    bos = m.tokenizer.bos_token
+    return m.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
