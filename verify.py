@@ -78,7 +78,8 @@ def main(argv=None):
         raise UserError(f"--rows-at-once {settings.rows_at_once}: give 1 or more")
     print("settings:", asdict(settings))
     lines = count_lines(settings.candidates)
-    nlp, encoder = chunks.load_parser(), autocheck.load_encoder(settings.encoder, choose_device())
+    nlp = chunks.load_parser() if settings.method == "chunks" else None
+    encoder = autocheck.load_encoder(settings.encoder, choose_device())
     started, long_texts, features = time.perf_counter(), 0, {}
     with records.Writer(settings.out, asdict(settings), [settings.candidates], settings.resume) as out:
         # disable=None: the bar goes to a terminal only, never into a log file.
@@ -117,10 +118,10 @@ def rows_to_rank(settings, out):
 
 
 def parse_answers(nlp, block):
-    """answer -> its chunks, for every answer of a block of rows; models often give the same answer."""
+    """answer -> its chunks (none without a parser), for every answer of a block; models often give the same answer."""
     answers = [answer for row in block for response in row["responses"] for answer in response["answers"]]
     answers = list(dict.fromkeys(answers))
-    return dict(zip(answers, chunks.noun_chunks_of(nlp, answers)))
+    return dict(zip(answers, chunks.noun_chunks_of(nlp, answers))) if nlp else dict.fromkeys(answers, [])
 
 
 def rounds(response, parsed):

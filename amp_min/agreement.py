@@ -8,8 +8,8 @@ Every input is a file of verify.py whose rows were given, on each response, the 
      {"source": "large", ..., "human_accuracy": 0.2}], "initial_order": [0, 2, 1]}
 
 Agreement is the share of the pairs of generated answers of one picture, among those that people rate differently, that
-stand in the people's order: over all such pairs, and over the clear ones, whose ratings lie at least 0.4 apart. Intervals
-(95 %) come from drawing pictures, not pairs, with replacement: the pairs of one picture stand or fall together.
+stand in the people's order: over all such pairs, and over the clear ones, whose ratings lie at least 0.4 apart.
+Intervals (95 %) come from drawing pictures, not pairs, with replacement: pairs of one picture stand or fall together.
 
 With several files (one method each, the same pictures) it also tells what choosing among them is worth elsewhere: the
 best file on a random half of the pictures is scored on the other half, and both are averaged over many splits.
