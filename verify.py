@@ -29,14 +29,16 @@ those of the sentence encoder all-MiniLM-L6-v2):
 (sentences), and for each standard chunk the best match among the answer's chunks with its similarity.
 
 Departures from the paper: none in the method; what it leaves open is decided in amp_min/chunks.py and
-amp_min/autocheck.py, and said there. Two extensions, off by default: --symmetric (a hallucinated chunk costs something)
-and --attributes (a match needs the same colours, numbers, sizes and places).
+amp_min/autocheck.py, and said there. Extensions, off by default: --symmetric (a hallucinated chunk costs something),
+--attributes (a match needs the same colours, numbers, sizes and places), and --method whole (whole answers in place of
+chunks: closer to people on short captions in free English, see amp_min/autocheck.py).
 """
 import json
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -55,6 +57,8 @@ class Settings:
     out: str = field(metadata={"help": "ranked rows; settings and counts go to OUT.meta.json"})
     threshold: float = field(default=0.85, metadata={"help": "similarity above which a chunk counts as found; the "
                                                              "paper's value, for CLIP: other encoders differ"})
+    method: Literal["chunks", "whole"] = field(default="chunks", metadata={
+        "help": "chunks: Eq. 1-2, the paper's. whole: cosine of the whole answers, less for repeated words"})
     symmetric: bool = field(default=False, metadata={"help": "average recall with precision (not in the paper)"})
     attributes: bool = field(default=False, metadata={"help": "a match needs agreeing colours, numbers, sizes and "
                                                               "places (not in the paper)"})
@@ -68,11 +72,14 @@ def main(argv=None):
     settings = command_line(Settings, argv, __doc__)
     if not -1 <= settings.threshold < 1:
         raise UserError(f"--threshold {settings.threshold}: a cosine lies between -1 and 1; give -1 <= threshold < 1")
+    if settings.method == "whole" and (settings.symmetric or settings.attributes):
+        raise UserError("--method whole compares no chunks: leave out --symmetric and --attributes")
     if settings.rows_at_once < 1:
         raise UserError(f"--rows-at-once {settings.rows_at_once}: give 1 or more")
     print("settings:", asdict(settings))
     lines = count_lines(settings.candidates)
-    nlp, encoder = chunks.load_parser(), autocheck.load_encoder(settings.encoder, choose_device())
+    nlp = chunks.load_parser() if settings.method == "chunks" else None
+    encoder = autocheck.load_encoder(settings.encoder, choose_device())
     started, long_texts, features = time.perf_counter(), 0, {}
     inputs = [settings.candidates, *records.weights(settings.encoder)]
     with records.Writer(settings.out, asdict(settings), inputs, settings.resume) as out:
@@ -81,7 +88,7 @@ def main(argv=None):
             rows = rows_to_rank(settings, out)
             while block := list(islice(rows, settings.rows_at_once)):
                 parsed = parse_answers(nlp, block)
-                long_texts += add_features(encoder, features, block, parsed)
+                long_texts += add_features(encoder, features, block, parsed, settings.method)
                 for row in block:
                     out.write(ranked(row, parsed, features, settings))
                 bar.update(len(block))
@@ -112,17 +119,17 @@ def rows_to_rank(settings, out):
 
 
 def parse_answers(nlp, block):
-    """answer -> its chunks, for every answer of a block of rows; models often give the same answer."""
+    """answer -> its chunks (none without a parser), for every answer of a block; models often give the same answer."""
     answers = [answer for row in block for response in row["responses"] for answer in response["answers"]]
     answers = list(dict.fromkeys(answers))
-    return dict(zip(answers, chunks.noun_chunks_of(nlp, answers)))
+    return dict(zip(answers, chunks.noun_chunks_of(nlp, answers))) if nlp else dict.fromkeys(answers, [])
 
 
 def rounds(response, parsed):
     return [(answer, parsed[answer]) for answer in response["answers"]]
 
 
-def add_features(encoder, features, block, parsed):
+def add_features(encoder, features, block, parsed, method):
     """Encode each text that the block's comparisons need and `features` lacks, once; returns how many were too long."""
     if len(features) > MOST_FEATURES:
         features.clear()
@@ -131,7 +138,7 @@ def add_features(encoder, features, block, parsed):
         standard = rounds(row["responses"][0], parsed)
         for response in row["responses"][1:]:
             for pair in zip(standard, rounds(response, parsed)):
-                for level in autocheck.levels(*pair):
+                for level in autocheck.levels(*pair, method):
                     texts.update(dict.fromkeys(level[0] + level[1]))
     new = [text for text in texts if text not in features]
     encoded, too_long = autocheck.encode(encoder, new)
@@ -145,7 +152,7 @@ def ranked(row, parsed, features, settings):
     responses = [row["responses"][0] | {"accuracy": None, "score": None, "evidence": None}]
     for response in row["responses"][1:]:
         accuracy, score, evidence = autocheck.check(standard, rounds(response, parsed), features, settings.threshold,
-                                                    settings.symmetric, settings.attributes)
+                                                    settings.symmetric, settings.attributes, settings.method)
         responses.append(response | {"accuracy": accuracy, "score": score, "evidence": evidence})
     order = [0] + [1 + i for i in autocheck.rank([(r["accuracy"], r["score"]) for r in responses[1:]])]
     return row | {"responses": [responses[i] for i in order], "initial_order": order}

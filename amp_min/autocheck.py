@@ -13,13 +13,23 @@ What the paper leaves open, and what is done here
 - A standard round without chunks ("Yes.", "Two.") is compared as a whole answer, instead of not at all.
 - A generated round without chunks has accuracy 0 and score 0; so does everything against a blank standard answer.
 - A sentence that occurs twice counts once. Upper case and runs of white space do not count: CLIP ignores them as well.
-Off unless asked for, because they are not in the paper: `symmetric` and `attributes`, see `compare` and `agreement`.
+Off unless asked for, because they are not in the paper: `symmetric` and `attributes`, see `compare` and `agreement`,
+and the method `whole`.
+
+The method `whole`: both answers are framed as a sentence about a picture ("The picture shows a man on a horse.") and
+encoded as one text each. The score is their cosine times the share of the generated answer's content words that repeat
+nothing, neither a word of their sentence nor a whole sentence; accuracy is the same number. No threshold, no parser,
+no fitted number. Short captions rarely have a chunk above 0.85, and chunks lose their context; a frame tells the
+encoder what a fragment is; an unsure model repeats itself ("a bench on a bench"). On 100 COCO pictures with captions of
+four models, all-MiniLM-L6-v2, agreement with people over all / clear pairs: Eq. 1-2 0.594 / 0.658, whole 0.671 / 0.779
+(results/autocheck_real.json, +-0.07 / 0.09). Found among some 180 variants on these pictures: expect less on others.
 """
 import re
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
+from spacy.lang.en.stop_words import STOP_WORDS
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 from transformers.utils import logging
 
@@ -63,11 +73,13 @@ def rank(scores):
 
 # ---- one answer against the standard one ----------------------------------------------------------------------------
 
-def levels(standard, generated):
+def levels(standard, generated, method="chunks"):
     """The texts to compare for one round: a list of (standard texts, generated texts), local level first.
 
-    standard, generated: (answer, its chunks).
+    standard, generated: (answer, its chunks). method: "chunks" (the paper's) or "whole": one level, one text.
     """
+    if method == "whole":
+        return [tuple([framed(answer)] if answer.strip() else [] for answer, _ in (standard, generated))]
     if not standard[1]:                                                 # "Yes.": no noun to look for
         return [([plain(standard[0])], [plain(generated[0])])]
     local, overall = ([[plain(text) for text in texts(chunks)] for _, chunks in (standard, generated)]
@@ -87,7 +99,23 @@ def plain(text):
     return " ".join(text.lower().split())
 
 
-def check(standard, generated, features, threshold=0.85, symmetric=False, attributes=False):
+def framed(text):
+    return f"the picture shows {plain(text).rstrip('.')}."
+
+
+def unrepeated(text):
+    """The share of the content words of `text` that repeat nothing, in [0, 1]; 1 where there are none ("No.").
+
+    A word counts once in its sentence, a sentence once in the text: an answer in a loop goes to 0. A noun that the next
+    sentence takes up again ("a dog. the dog ...") costs nothing. Content words: those not in spaCy's stop words.
+    """
+    sentences = [tuple(word for word in re.findall(r"\w+", sentence) if word not in STOP_WORDS)
+                 for sentence in re.split(r"[.!?\n]", text.lower())]
+    kept = sum(len(set(sentence)) for sentence in set(sentences))
+    return kept / max(kept, sum(map(len, sentences))) if kept else 1.0
+
+
+def check(standard, generated, features, threshold=0.85, symmetric=False, attributes=False, method="chunks"):
     """Compare a whole answer with the standard one.
 
     standard, generated: one (answer, chunks) per round. features: dict of plain text -> (D,) tensor.
@@ -97,10 +125,13 @@ def check(standard, generated, features, threshold=0.85, symmetric=False, attrib
     """
     results, evidence = [], []
     for pair in zip(standard, generated, strict=True):
-        by_level = [compare(*texts, features, threshold, symmetric, attributes) for texts in levels(*pair)]
+        to_compare = levels(*pair, method)
+        by_level = [compare(*texts, features, threshold, symmetric, attributes) for texts in to_compare]
+        if method == "whole":
+            by_level = [(score * unrepeated(pair[1][0]),) * 2 for _, score in by_level]
         results.append(mean_of_pairs(by_level))
         evidence.append({"levels": [[round(x, 4) for x in result] for result in by_level],
-                         "chunks": best_matches(*levels(*pair)[0], features, attributes)})
+                         "chunks": best_matches(*to_compare[0], features, attributes)})
     accuracy, score = mean_of_pairs(results)
     return round(accuracy, 6), round(score, 6), evidence
 
@@ -112,7 +143,7 @@ def compare(standard, generated, features, threshold, symmetric, attributes):
     the standard answer does not support now costs something), and the mean of both. The plain mean, not F1: F1 is 0
     as soon as one of the two is, and on short answers that would leave most of the ranking to chance.
     """
-    if not generated:
+    if not standard or not generated:
         return 0.0, 0.0
     agree = agreement(standard, generated) if attributes else None
     S, G = (torch.stack([features[text] for text in texts]) for texts in (standard, generated))
@@ -124,7 +155,7 @@ def compare(standard, generated, features, threshold, symmetric, attributes):
 
 def best_matches(standard, generated, features, attributes=False):
     """[standard text, best generated text or None, similarity] for each standard text: why the answer got its score."""
-    if not generated:
+    if not standard or not generated:
         return [[text, None, 0.0] for text in standard]
     S, G = (torch.stack([features[text] for text in texts]) for texts in (standard, generated))
     S = cosines(S, G) * (agreement(standard, generated) if attributes else 1)      # (M, N)
@@ -236,7 +267,8 @@ def encode(encoder, texts, B=32):
     A longer text (CLIP reads 77 tokens) is cut into windows; its feature is their mean, weighted by their tokens.
     Nothing is dropped. Every batch holds B windows of one length, filled up with copies: a matrix product rounds
     differently for each shape, so this way a text's feature does not depend on the texts that it happens to meet, and
-    an interrupted run ends with the same file. It also needs no padding.
+    an interrupted run ends with the same file. It also needs no padding. Windows of more than 64 tokens go alone: few
+    have the same length, and copies of them cost too much.
     """
     if not texts:
         return torch.zeros(0, 0), 0
@@ -245,9 +277,10 @@ def encode(encoder, texts, B=32):
     windows = [None] * len(ids)                                         # each (D,)
     for _, group in groupby(sorted(range(len(ids)), key=lambda w: len(ids[w])), key=lambda w: len(ids[w])):
         group = list(group)
-        for start in range(0, len(group), B):
-            batch = group[start:start + B]
-            filled = (batch * B)[:B]
+        size = B if len(ids[group[0]]) <= 64 else 1
+        for start in range(0, len(group), size):
+            batch = group[start:start + size]
+            filled = (batch * size)[:size]
             for w, feature in zip(batch, features_of(encoder, torch.tensor([ids[w] for w in filled]))):
                 windows[w] = feature
     lengths = torch.tensor([len(window) for window in ids], dtype=torch.float32)

@@ -146,6 +146,34 @@ def test_attributes_stop_a_match():
     assert (accuracy, score) == (0.0, 0.0) and evidence[0]["chunks"] == [["a red car", "a blue car", 0.0]]
 
 
+@pytest.mark.parametrize("text, share", [
+    ("A dog on a sofa.", 1), ("A bench on a bench.", 1 / 2), ("A red bench sits on a red bench.", 3 / 5),
+    ("A dog runs. The dog barks.", 1), ("A dog runs. A dog runs.", 1 / 2), ("A dog runs.\nA dog runs", 1 / 2),
+    ("No.", 1), ("", 1), ("The and of.", 1),
+])
+def test_unrepeated(text, share):
+    assert autocheck.unrepeated(text) == pytest.approx(share, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(alphabet="dog. a\n!", max_size=40), st.integers(2, 5))
+def test_a_loop_only_lowers_unrepeated(text, times):
+    once, often = (autocheck.unrepeated((text + ". ") * n) for n in (1, times))
+    assert 0 < often <= once <= 1
+
+
+def test_whole_answers():
+    a, b = "A dog  on a dog.", "a red sofa"
+    features = {"the picture shows a dog on a dog.": torch.tensor([1.0, 0.0]),
+                "the picture shows a red sofa.": torch.tensor([0.6, 0.8])}
+    value, same, evidence = check([b], [a], features, method="whole")
+    assert value == same == pytest.approx(0.6 / 2, abs=1e-6)               # the cosine, halved for the second dog
+    assert evidence == [{"levels": [[0.3, 0.3]], "chunks": [[*reversed(features), 0.6]]}]
+    assert check([a, b], [a, b], features, method="whole")[:2] == (0.75, 0.75)             # the mean over rounds
+    assert check([b], [""], features, method="whole")[:2] == (0.0, 0.0)
+    assert check([""], [b], features, method="whole")[:2] == (0.0, 0.0)
+
+
 # ---- encoders -------------------------------------------------------------------------------------------------------
 
 def make_tokenizer(end_id=3):

@@ -5,9 +5,11 @@ All in one process, through its main(); test_pipeline.py starts it as a reader d
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import verify
+from amp_min import agreement
 from amp_min.records import UserError
 from test_autocheck import make_clip
 
@@ -113,6 +115,45 @@ def test_resume_gives_the_same_file(tmp_path, encoder, capsys):
     assert out.read_bytes() == whole and "3 rows in" in printed and "of all 4 rows" in printed
 
 
+def test_whole_answers_and_agreement_with_people(tmp_path, encoder, capsys):
+    rows = [row("r0", "A red dog sits on a sofa.", "Two cats. Two cats.", "A red dog sits on a sofa."),
+            row("r1", "A big tree.", "A big tree.", "", "A big tree. A big tree.")]
+    for one, people in zip(rows, [[1.0, 0.2, 0.8], [1.0, 0.2, 0.4, 0.4]]):
+        for response, share in zip(one["responses"], people):
+            response["human_accuracy"] = share
+    flags, out = arguments(tmp_path, encoder, rows, "--method", "whole")
+    verify.main(flags)
+    made = read(out)
+    assert [r["initial_order"] for r in made] == [[0, 2, 1], [0, 1, 3, 2]]
+    assert [r["score"] for r in made[1]["responses"]][1:] == [1.0, made[1]["responses"][2]["score"], 0.0]
+    # r0: the one pair is right, and clear; r1: 0.2 stands before 0.4 and 0.4, both wrong, none of them clear
+    figures = tmp_path / "figures.json"
+    agreement.main(["--preferences", str(out), "--out", str(figures)])
+    found = json.loads(figures.read_text(encoding="utf-8"))
+    assert (found["pictures"], found["pairs"], found["clear_pairs"]) == (2, 3, 1)
+    method = found["methods"][str(out)]
+    assert method["all"] == pytest.approx(1 / 3, abs=1e-12) and method["clear"] == 1.0
+    assert method["all_interval"] == [0.0, 1.0] and "0.333 all, 1.000 clear" in capsys.readouterr().out
+
+
+def test_choosing_on_half_is_scored_on_the_other_half():
+    good, bad = np.tile([1.0, 1.0], (6, 1)), np.tile([0.0, 1.0], (6, 1))
+    generator = np.random.default_rng(0)
+    assert agreement.choose_on_half(np.stack([bad, good]), np.stack([good, bad]), generator) == ([1.0, 0.0], [0.0, 1.0])
+    # each file is right on the pictures that it is chosen for: elsewhere the choice is worth nothing
+    first = np.array([[1.0, 1.0], [0.0, 1.0]])
+    (every, _), _ = agreement.choose_on_half(np.stack([first, first[::-1]]), np.stack([first] * 2), generator)
+    assert every == 0.0
+
+
+def test_agreement_needs_ratings_of_the_same_rows(tmp_path, encoder):
+    flags, out = arguments(tmp_path, encoder, ROWS)
+    verify.main(flags)
+    with pytest.raises(UserError, match="responses\\[1\\] lacks \"human_accuracy\""):
+        agreement.main(["--preferences", str(out), "--out", str(tmp_path / "figures.json")])
+    assert not (tmp_path / "figures.json").exists()
+
+
 def no_standard():
     bad = row("r9", "A dog.", "A cat.")
     bad["responses"].reverse()
@@ -127,6 +168,7 @@ def no_standard():
     (ROWS, ["--threshold", "1.5"], "--threshold 1.5: a cosine lies between -1 and 1"),
     (ROWS, ["--threshold", "nan"], "--threshold nan"),
     (ROWS, ["--rows-at-once", "0"], "--rows-at-once 0"),
+    (ROWS, ["--method", "whole", "--symmetric"], "--method whole compares no chunks"),
     (ROWS, ["--encoder", "nothing/here/at-all"], "nothing/here/at-all: no such model folder"),
     (ROWS, ["--candidates", "missing.jsonl"], "missing.jsonl"),
 ])
