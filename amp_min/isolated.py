@@ -117,7 +117,7 @@ def limit(seconds, megabytes):
     if sys.platform == "linux":
         # torch alone reserves gigabytes of addresses that it never fills: the limit counts from there.
         pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])
-        most = pages * resource.getpagesize() + megabytes * 1_000_000
+        most = pages * resource.getpagesize() + int(megabytes * 1_000_000)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
@@ -203,7 +203,8 @@ class Elsewhere(torch.autograd.Function):
 def opened(path, seconds, megabytes):
     """The functions of the file at `path` (absolute), in a process that ends with this block."""
     context = multiprocessing.get_context("forkserver")            # one process imports torch once, then forks for each
-    context.set_forkserver_preload(["torch", "amp_min.isolated"])
+    # pytest too: multiprocessing runs the imports of the main module again in every child.
+    context.set_forkserver_preload(["torch", "pytest", "amp_min.isolated"])
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, path, seconds, megabytes), daemon=True)
     process.start()
