@@ -69,8 +69,9 @@ def run_tests(student, seed="0", tests=(EXERCISES,), exercises=(), isolate=None)
     points = []
     harness = isolated.load(EXERCISES / "conftest.py")          # as a plugin it serves private tests as well
     keep = SimpleNamespace(pytest_unconfigure=lambda config: points.extend(config.points))
-    argv = ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "--noconftest", "-p", "no:cacheprovider", "--tb=no",
-            "--student", student, "--seed", seed, *tests]
+    argv = ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "--noconftest", "--tb=no", "-p", "no:cacheprovider",
+            "-p", "no:unraisableexception",                     # it collects garbage for longer than the tests take
+            "--student", student, "--seed", seed, "--results", os.devnull, *tests]
     if exercises:
         argv += ["-m", " or ".join(exercises)]
     if isolate:
@@ -80,6 +81,18 @@ def run_tests(student, seed="0", tests=(EXERCISES,), exercises=(), isolate=None)
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise UserError(f"the tests could not be run (pytest status {int(status)}): {text.getvalue().strip()[-1000:]}")
     return points
+
+
+def check_processes(settings):
+    """Call a function that cannot fail. If it does, nobody's points should pay for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder).resolve() / "ready.py"
+        path.write_text("def ready():\n    pass\n", encoding="utf-8")
+        try:
+            with isolated.opened(path, 120, settings.memory_mb) as functions:        # includes the import of torch
+                functions.ready()
+        except (AssertionError, ValueError) as error:
+            raise UserError(f"no submission can be run here: {error}; a larger --memory-mb may help, Windows cannot") from error
 
 
 def grade(files, settings):
@@ -122,8 +135,9 @@ def main(argv=None):
         raise UserError(f"--out {settings.out}: the name must end in .csv; the other results go to the folder without it")
     if settings.private_tests and not list(settings.private_tests.glob("test_*.py")):
         raise UserError(f"--private-tests {settings.private_tests}: holds no test_*.py")
-    settings.out.parent.mkdir(parents=True, exist_ok=True)      # now, not after minutes of work
+    settings.out.parent.mkdir(parents=True, exist_ok=True)      # fails now, not after minutes of work
     files = read_submissions(settings.submissions)
+    check_processes(settings)
     points = {}
     for student in tqdm(files, desc="grading", unit="student", disable=None):
         points[student] = grade(files[student], settings)

@@ -2,6 +2,8 @@
 
 Also the grading command, on made-up submissions that are good, broken, endless or dishonest.
 """
+import csv
+import json
 import re
 import shutil
 from itertools import groupby
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from amp_min import grade
+from amp_min.checks import UserError
 
 ROOT = Path(__file__).parent.parent
 STUBS = ROOT / "tutorial/exercises"
@@ -78,3 +81,101 @@ def test_card(name):
     assert lines["Check"] == f"pytest tests/exercises -m {number(name)} --student tutorial/exercises/{name}.py"
     assert all(f"\n{n}. " in card for n in (1, 2, 3)), "three hints"
     assert f'"{number(name)}: chapter {int(name[2:4])}, ' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_seed_changes_the_inputs_and_nothing_else():
+    wrong = grade.EXERCISES / "wrong/ex01_macro_average.py"
+    first, again, other = (grade.run_tests(wrong, seed, [grade.EXERCISES / "test_ex01.py"]) for seed in ("1", "1", "2"))
+    assert first == again
+    assert [entry["score"] for entry in first] == [entry["score"] for entry in other]
+    assert [entry["output"] for entry in first] != [entry["output"] for entry in other]
+
+
+def test_no_student_is_an_error(capsys):
+    assert pytest.main([f"--confcutdir={grade.EXERCISES}", str(grade.EXERCISES), "-m", "ex05"]) == pytest.ExitCode.USAGE_ERROR
+    assert "needs --student PATH" in capsys.readouterr().err
+
+
+# ---- the grading command ----
+
+RIGHT = (SOLUTIONS / "ex10b_find_the_fault.py").read_text(encoding="utf-8")
+
+# Two functions that never end well. The two others are right, and must get their points.
+ENDLESS = RIGHT + """
+def breaks_says_no():
+    while True:
+        pass
+
+def breaks_pair_accuracy():
+    return [1] * 10 ** 9
+"""
+
+# What a cheat may try: replace what judges, answer with something that is equal to everything, skip, print a table,
+# write the results, change what others handed in. Two functions are right.
+CHEAT = RIGHT + """
+import json, pathlib, sys
+import pytest, torch
+pytest.fail = pytest.raises = lambda *args, **kwargs: None
+torch.isclose = lambda *args, **kwargs: torch.tensor(True)
+sys.modules["compare"] = sys.modules["scorers"] = None
+print("ex10b 12 of 12")
+pathlib.Path("results.json").write_text(json.dumps({"score": 12}))
+for path in pathlib.Path(SUBMISSIONS).glob("zoe/*.py"):
+    path.write_text("")
+
+class Always(str):
+    def __ne__(self, other):
+        return True
+
+def breaks_says_no():
+    return Always("no")
+
+def breaks_pair_accuracy():
+    pytest.skip("this counts as passed")
+"""
+
+PRIVATE = """
+import pytest
+
+@pytest.mark.ex10b
+@pytest.mark.points(5)
+def test_private_secret(student, rng):
+    assert student.breaks_hallucination() == [[6, 2]], "a secret that must not leak"
+"""
+
+
+def test_grading_command(tmp_path):
+    handed_in = {"ann": RIGHT, "bob": ENDLESS, "cheat": CHEAT.replace("SUBMISSIONS", repr(str(tmp_path / "all"))),
+                 "crash": "import sys\nsys.exit(0)\n", "missing": None,
+                 "zoe": RIGHT.replace("[[6, 2]]", "[[2, 6]]").replace('"snow"', 'f"{1 / 0}"')}
+    for student, text in handed_in.items():
+        (tmp_path / "all" / student).mkdir(parents=True)
+        if text is not None:
+            (tmp_path / "all" / student / "ex10b_mine.py").write_text(text, encoding="utf-8")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/test_private.py").write_text(PRIVATE, encoding="utf-8")
+    grade.main([str(tmp_path / "all"), "--seed", "s", "--out", str(tmp_path / "out/grades.csv"), "--exercises", "ex10b",
+                "--private-tests", str(tmp_path / "private"), "--timeout", "3", "--memory-mb", "1000"])
+    rows = list(csv.reader((tmp_path / "out/grades.csv").read_text(encoding="utf-8").splitlines()))
+    assert rows == [["student", "score", "max_score", "ex10b", "missing"],
+                    ["ann", "17", "17", "17", ""], ["bob", "11", "17", "11", ""], ["cheat", "11", "17", "11", ""],
+                    ["crash", "0", "17", "0", ""], ["missing", "0", "17", "0", "ex10b"], ["zoe", "9", "17", "9", ""]]
+    found = {student: json.loads((tmp_path / "out/grades" / student / "results.json").read_text(encoding="utf-8"))
+             for student in handed_in}
+    assert found["ann"]["score"] == 17 and {entry["status"] for entry in found["ann"]["tests"]} == {"passed"}
+    says = {student: [entry["output"] for entry in result["tests"]] for student, result in found.items()}
+    assert says["bob"][0] == "no answer within 3 s: an endless loop?" and "MemoryError" in says["bob"][1]
+    assert "Always was returned" in says["cheat"][0] and says["cheat"][1].startswith("Skipped: this counts as passed")
+    assert says["crash"][0] == "SystemExit: 0 (ex10b_mine.py, line 2)"
+    assert says["missing"][0] == "no file ex10b_*.py"
+    assert says["zoe"][0].startswith("ZeroDivisionError: division by zero (ex10b_mine.py, line ")
+    hidden = found["zoe"]["tests"][-1]
+    assert hidden == {"name": "ex10b test_private_secret", "score": 0, "max_score": 5, "status": "failed",
+                      "output": "hidden test", "tags": ["ex10b"], "visibility": "hidden"}
+
+
+def test_grading_command_refuses(tmp_path):
+    for argv, problem in (([tmp_path / "none", "--out", "g.csv"], "no such folder"), ([tmp_path, "--out", tmp_path / "g.csv"], "holds no folders"),
+                          ([tmp_path, "--out", "g.txt"], "must end in .csv")):
+        with pytest.raises(UserError, match=problem):
+            grade.main([*map(str, argv), "--seed", "s"])

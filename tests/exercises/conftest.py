@@ -30,15 +30,17 @@ def pytest_addoption(parser):
     group = parser.getgroup("exercises")
     group.addoption("--student", type=Path, help="the file, or the folder of exNN_*.py files, to test")
     group.addoption("--seed", default="0", help="mixed into every random input; a teacher's own seed gives other inputs")
-    group.addoption("--results", type=Path, help="write results.json (Gradescope's format) to this file")
+    group.addoption("--results", type=Path, default="results.json", help="points go to this file, in Gradescope's format")
     group.addoption("--isolate", nargs=2, type=float, metavar=("SECONDS", "MEGABYTES"),
                     help="run the student's code in a process of its own with these limits for each test")
 
 
 def pytest_configure(config):
     config.points = []
-    if not named_on_the_command_line(config):
+    if not asked_for(config):
         return
+    if config.option.tbstyle == "auto":
+        config.option.tbstyle = "short"                                # the message says it; your own code you know
     student = config.getoption("student")
     if student is None:
         raise pytest.UsageError("tests/exercises needs --student PATH: the file or the folder to test")
@@ -48,18 +50,19 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--student {student}: the name must begin with the exercise, such as ex06_")
 
 
-def named_on_the_command_line(config):
-    """pytest reads this file early, options and all, only when this folder is asked for; from `pytest tests`, too late."""
-    return hasattr(config.option, "student")
+def asked_for(config):
+    """Does the command name this folder or something in it? `pytest tests` does not."""
+    paths = [(config.invocation_params.dir / arg.split("::")[0]).resolve() for arg in config.args]
+    return any(HERE in (path, *path.parents) for path in paths)
 
 
 def pytest_ignore_collect(config):
-    return None if named_on_the_command_line(config) else True
+    return None if asked_for(config) else True
 
 
 def pytest_collection_modifyitems(config, items):
     """With a file as --student, only its own exercise is tested."""
-    if named_on_the_command_line(config) and config.getoption("student").is_file():
+    if asked_for(config) and config.getoption("student").is_file():
         own = config.getoption("student").name.split("_")[0]
         config.hook.pytest_deselected(items=[item for item in items if exercise(item) != own])
         items[:] = [item for item in items if exercise(item) == own]
@@ -148,11 +151,10 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("points")
     for name, (score, most) in totals(config.points).items():
         terminalreporter.write_line(f"{name:<6} {score:>4} of {most:>3}  {'#' * score}{'.' * (most - score)}")
-    whole = results(config.points)["score"]
-    terminalreporter.write_line(f"{'sum':<6} {whole:>4} of {sum(entry['max_score'] for entry in config.points):>3}")
+    most = sum(entry["max_score"] for entry in config.points)
+    terminalreporter.write_line(f"{'sum':<6} {results(config.points)['score']:>4} of {most:>3}  (each test: {config.getoption('results')})")
 
 
 def pytest_sessionfinish(session):
-    path = session.config.getoption("results", None)
-    if path and session.config.points:
-        path.write_text(json.dumps(results(session.config.points), indent=1) + "\n", encoding="utf-8")
+    if session.config.points:
+        session.config.getoption("results").write_text(json.dumps(results(session.config.points), indent=1) + "\n", encoding="utf-8")
