@@ -36,7 +36,7 @@ class Settings:
     seed: str = field(metadata={"help": "any text, known to you alone: mixed into all random inputs of the tests"})
     out: Path = field(metadata={"help": "the table (CSV); the results.json files go to a folder of the same name"})
     exercises: list[str] = field(default_factory=list, metadata={"help": "grade only these, such as ex03 ex03b"})
-    private_tests: Path | None = field(default=None, metadata={"help": "folder with further test_*.py, shown to nobody"})
+    private_tests: Path | None = field(default=None, metadata={"help": "folder with more test_*.py, shown to nobody"})
     timeout: float = field(default=20, metadata={"help": "seconds for each test; they need well under one"})
     memory_mb: float = field(default=2000, metadata={"help": "megabytes for each test, above what torch itself takes"})
 
@@ -92,7 +92,7 @@ def check_processes(settings):
             with isolated.opened(path, 120, settings.memory_mb) as functions:        # includes the import of torch
                 functions.ready()
         except (AssertionError, ValueError) as error:
-            raise UserError(f"no submission can be run here: {error}; a larger --memory-mb may help, Windows cannot") from error
+            raise UserError(f"no submission can be run here: {error}; try a larger --memory-mb") from error
 
 
 def grade(files, settings):
@@ -113,9 +113,9 @@ def table(points, files):
     rows = [["student", "score", "max_score", *names, "missing"]]
     for student, entries in points.items():
         by_exercise = totals(entries)
+        score, most = (sum(column) for column in zip(*by_exercise.values()))
         missing = [name for name in names if not any(file.startswith(f"{name}_") for file in files[student])]
-        rows.append([student, sum(score for score, _ in by_exercise.values()), sum(most for _, most in by_exercise.values()),
-                     *(score for score, _ in by_exercise.values()), " ".join(missing)])
+        rows.append([student, score, most, *(own for own, _ in by_exercise.values()), " ".join(missing)])
     return rows
 
 
@@ -132,7 +132,7 @@ def write(points, files, out):
 def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
     if settings.out.suffix != ".csv":
-        raise UserError(f"--out {settings.out}: the name must end in .csv; the other results go to the folder without it")
+        raise UserError(f"--out {settings.out}: must end in .csv; the other results go to a folder without")
     if settings.private_tests and not list(settings.private_tests.glob("test_*.py")):
         raise UserError(f"--private-tests {settings.private_tests}: holds no test_*.py")
     settings.out.parent.mkdir(parents=True, exist_ok=True)      # fails now, not after minutes of work

@@ -1,23 +1,25 @@
-"""The exercises prove themselves: stubs get nothing, solutions everything, and each wrong solution loses what it should.
+"""The exercises prove themselves: stubs get nothing, solutions everything, wrong solutions lose what they should.
 
 Also the grading command, on made-up submissions that are good, broken, endless or dishonest.
 """
 import csv
 import json
 import re
+import shlex
 import shutil
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
-from amp_min import grade
+from amp_min import grade, script
 from amp_min.checks import UserError
 
 ROOT = Path(__file__).parent.parent
 STUBS = ROOT / "tutorial/exercises"
 SOLUTIONS = grade.EXERCISES / "solutions"
 NAMES = sorted(path.stem for path in STUBS.glob("ex*.py"))
+TEACHERS = (ROOT / "tutorial/teachers.md").read_text(encoding="utf-8")
 
 
 def number(name):
@@ -80,6 +82,8 @@ def test_card(name):
     assert int(lines["Points"]) == sum(map(int, re.findall(r"mark\.points\((\d+)\)", tests)))
     assert lines["Check"] == f"pytest tests/exercises -m {number(name)} --student tutorial/exercises/{name}.py"
     assert all(f"\n{n}. " in card for n in (1, 2, 3)), "three hints"
+    row = f"| `{name}` | {int(name[2:4])} | {lines['Points']} | {lines['Time'].split()[0]} |"
+    assert row in TEACHERS
     assert f'"{number(name)}: chapter {int(name[2:4])}, ' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
@@ -92,8 +96,21 @@ def test_seed_changes_the_inputs_and_nothing_else():
 
 
 def test_no_student_is_an_error(capsys):
-    assert pytest.main([f"--confcutdir={grade.EXERCISES}", str(grade.EXERCISES), "-m", "ex05"]) == pytest.ExitCode.USAGE_ERROR
+    status = pytest.main([f"--confcutdir={grade.EXERCISES}", str(grade.EXERCISES), "-m", "ex05"])
+    assert status == pytest.ExitCode.USAGE_ERROR
     assert "needs --student PATH" in capsys.readouterr().err
+
+
+def test_page_for_teachers():
+    """Its sums are those of the cards, in the first line and in every row of the syllabuses; its commands parse."""
+    points = {number(name): int(n) for name, n in re.findall(r"^\| `(ex\w+)` \| \d+ \| (\d+) \|", TEACHERS, re.M)}
+    assert f"{sum(points.values())} points" in TEACHERS.splitlines()[2] and len(points) == len(NAMES)
+    rows = re.findall(r"^\| \d \| [^|]+ \| (ex[^|]+) \| +(\d+) \|$", TEACHERS, re.M)
+    assert len(rows) == 4 + 4 + 8
+    for exercises, total in rows:
+        assert sum(points[name] for name in re.findall(r"ex\d\d\w?", exercises)) == int(total), exercises
+    for command in re.findall(r"^python -m amp_min.grade (.+)$", TEACHERS, re.M):
+        script.command_line(grade.Settings, shlex.split(command))
 
 
 # ---- the grading command ----
@@ -175,7 +192,8 @@ def test_grading_command(tmp_path):
 
 
 def test_grading_command_refuses(tmp_path):
-    for argv, problem in (([tmp_path / "none", "--out", "g.csv"], "no such folder"), ([tmp_path, "--out", tmp_path / "g.csv"], "holds no folders"),
+    for argv, problem in (([tmp_path / "none", "--out", tmp_path / "g.csv"], "no such folder"),
+                          ([tmp_path, "--out", tmp_path / "g.csv"], "holds no folders"),
                           ([tmp_path, "--out", "g.txt"], "must end in .csv")):
         with pytest.raises(UserError, match=problem):
             grade.main([*map(str, argv), "--seed", "s"])

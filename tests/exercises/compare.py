@@ -18,7 +18,8 @@ def same(yours, expected, what, tol=1e-9):
         a, b = yours.double(), expected.double()
         wrong = ~torch.isclose(a, b, rtol=tol, atol=tol)               # NaN is close to nothing
         if wrong.any():
-            raise AssertionError(f"{what}: {int(wrong.sum())} of {wrong.numel()} differ\n{table(yours, expected, wrong)}")
+            count = f"{int(wrong.sum())} of {wrong.numel()} differ"
+            raise AssertionError(f"{what}: {count}\n{table(yours, expected, wrong)}")
     elif yours != expected or type(yours) is bool and type(expected) is not bool:
         raise AssertionError(f"{what}\n  yours     {yours!r}\n  expected  {expected!r}")
 
@@ -43,7 +44,8 @@ def same_picture(yours, expected, what, names):
     __tracebackhide__ = True
     yours = tensor(yours, what)
     if yours.shape != expected.shape or yours.dtype != torch.bool:
-        raise AssertionError(f"{what}: yours is {tuple(yours.shape)} {yours.dtype}, expected {tuple(expected.shape)} bool")
+        shapes = f"yours is {tuple(yours.shape)} {yours.dtype}, expected {tuple(expected.shape)} bool"
+        raise AssertionError(f"{what}: {shapes}")
     if not torch.equal(yours, expected):
         signs = {(False, False): ".", (True, True): "#", (True, False): "X", (False, True): "o"}
         lines = [f"  {name:>8} " + " ".join(signs[pair] for pair in zip(a, b))

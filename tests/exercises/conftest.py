@@ -29,8 +29,8 @@ torch.set_num_threads(1)
 def pytest_addoption(parser):
     group = parser.getgroup("exercises")
     group.addoption("--student", type=Path, help="the file, or the folder of exNN_*.py files, to test")
-    group.addoption("--seed", default="0", help="mixed into every random input; a teacher's own seed gives other inputs")
-    group.addoption("--results", type=Path, default="results.json", help="points go to this file, in Gradescope's format")
+    group.addoption("--seed", default="0", help="mixed into every random input: another seed, other inputs")
+    group.addoption("--results", type=Path, default="results.json", help="the points, in Gradescope's format")
     group.addoption("--isolate", nargs=2, type=float, metavar=("SECONDS", "MEGABYTES"),
                     help="run the student's code in a process of its own with these limits for each test")
 
@@ -82,7 +82,7 @@ def student(request):
     if path.is_dir():
         found = sorted(path.glob(f"{name}_*.py"))
         if len(found) != 1:
-            pytest.fail(f"{len(found)} files named {name}_*.py, 1 expected" if found else f"no file {name}_*.py", pytrace=False)
+            pytest.fail(f"{len(found) or 'no'} file{'s' * (len(found) > 1)} {name}_*.py", pytrace=False)
         path = found[0]
     if request.config.getoption("isolate"):
         with isolated.opened(path, *request.config.getoption("isolate")) as functions:
@@ -128,7 +128,8 @@ def message(call):
     if isinstance(call.excinfo.value, NotImplementedError):
         return "not written yet"
     text = str(call.excinfo.value).encode("utf-8", "replace").decode()      # half a surrogate pair cannot be written
-    return text if call.excinfo.errisinstance((AssertionError, pytest.fail.Exception)) else f"{call.excinfo.typename}: {text}"
+    plain = call.excinfo.errisinstance((AssertionError, pytest.fail.Exception))
+    return text if plain else f"{call.excinfo.typename}: {text}"
 
 
 def totals(points):
@@ -152,9 +153,11 @@ def pytest_terminal_summary(terminalreporter, config):
     for name, (score, most) in totals(config.points).items():
         terminalreporter.write_line(f"{name:<6} {score:>4} of {most:>3}  {'#' * score}{'.' * (most - score)}")
     most = sum(entry["max_score"] for entry in config.points)
-    terminalreporter.write_line(f"{'sum':<6} {results(config.points)['score']:>4} of {most:>3}  (each test: {config.getoption('results')})")
+    score = results(config.points)["score"]
+    terminalreporter.write_line(f"{'sum':<6} {score:>4} of {most:>3}  each test: {config.getoption('results')}")
 
 
 def pytest_sessionfinish(session):
     if session.config.points:
-        session.config.getoption("results").write_text(json.dumps(results(session.config.points), indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(results(session.config.points), indent=1) + "\n"
+        session.config.getoption("results").write_text(text, encoding="utf-8")

@@ -27,7 +27,8 @@ def test_product_is_the_convolution(student, randn):
 def test_inverse(student, randn):
     for C, P, H, W in ((3, 2, 4, 6), (1, 3, 9, 3), (4, 1, 2, 3)):
         images = randn(2, C, H, W)
-        same(student.unpatchify(student.patchify(images, P), P, H, W), images, f"there and back, C={C} P={P} H={H} W={W}")
+        back = student.unpatchify(student.patchify(images, P), P, H, W)
+        same(back, images, f"there and back, C={C} P={P} {H} x {W}")
 
 
 @pytest.mark.points(1)

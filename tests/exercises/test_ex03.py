@@ -18,7 +18,7 @@ def batch(rng, randn, V=6):
 @pytest.mark.points(3)
 def test_mask_marks_the_predictors(student):
     expected = torch.tensor([[0, 0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 1, 0]]).bool()
-    same_picture(student.predictors(ROLES), expected, "which positions predict an answer token", ["row 0", "row 1", "row 2"])
+    same_picture(student.predictors(ROLES), expected, "predictors of answer tokens", ["row 0", "row 1", "row 2"])
 
 
 @pytest.mark.points(1)
@@ -31,8 +31,8 @@ def test_first_position_is_refused(student):
 def test_expected_number(student):
     roles = torch.tensor([[0, 0, 1, 1, 1, 1, 1, -1]])
     logits, ids = torch.zeros(1, 8, 8, dtype=torch.float64), torch.full((1, 8), 3)
-    same(student.answer_logps(logits, ids, roles), torch.tensor([-5 * math.log(8)]), "five tokens of equal logits", 1e-6)
-    same(student.answer_logps(logits, ids, roles, alpha=1.0), torch.tensor([-math.log(8)]), "the same at alpha = 1", 1e-6)
+    same(student.answer_logps(logits, ids, roles), torch.tensor([-5 * math.log(8)]), "alpha = 0", 1e-6)
+    same(student.answer_logps(logits, ids, roles, alpha=1.0), torch.tensor([-math.log(8)]), "alpha = 1", 1e-6)
 
 
 @pytest.mark.points(2)
@@ -40,7 +40,8 @@ def test_logits_belong_to_the_next_token(student, rng):
     ids = torch.tensor([rng.sample(range(9), 5)])
     logits = torch.full((1, 5, 9), -50.0, dtype=torch.float64)
     logits[0, range(4), ids[0, 1:]] = 50.0               # a model that is certain, and right
-    same(student.answer_logps(logits, ids, torch.tensor([[0, 0, 1, 1, 1]])), torch.zeros(1), "log-prob of a certain answer")
+    yours = student.answer_logps(logits, ids, torch.tensor([[0, 0, 1, 1, 1]]))
+    same(yours, torch.zeros(1), "log-prob of a certain answer")
 
 
 @pytest.mark.points(2)
@@ -48,7 +49,8 @@ def test_length_exponent(student, rng, randn):
     logits, ids = batch(rng, randn)
     whole, counts = student.answer_logps(logits, ids, ROLES), torch.tensor([3.0, 3.0, 2.0])
     alpha = rng.choice([0.25, 0.5, 0.75])
-    same(student.answer_logps(logits, ids, ROLES, alpha), whole / counts ** alpha, f"alpha = {alpha}, from your own sum")
+    yours = student.answer_logps(logits, ids, ROLES, alpha)
+    same(yours, whole / counts ** alpha, f"alpha = {alpha}, from your own sum")
 
 
 @pytest.mark.points(2)
@@ -60,9 +62,11 @@ def test_padding_and_prompt_change_nothing(student, rng, randn):
         noise = randn(3, ROLES.shape[1] + left + right, 6)
         keep = wide(torch.ones_like(ROLES), (left, right)).bool().unsqueeze(-1)
         after = student.answer_logps(wide(logits, (0, 0, left, right)).where(keep, noise),
-                                     wide(ids, (left, right), value=rng.randrange(6)), wide(ROLES, (left, right), value=-1))
+                                     wide(ids, (left, right), value=rng.randrange(6)),
+                                     wide(ROLES, (left, right), value=-1))
         same(after, before, f"{left} columns of padding on the left, {right} on the right")
-    same(student.answer_logps(logits, ids.where(ROLES == 1, rng.randrange(6)), ROLES), before, "other ids in the prompt")
+    after = student.answer_logps(logits, ids.where(ROLES == 1, rng.randrange(6)), ROLES)
+    same(after, before, "other ids in the prompt")
 
 
 @pytest.mark.points(2)

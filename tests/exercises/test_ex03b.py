@@ -33,6 +33,6 @@ def test_what_is_not_scored_does_not_matter(student, randn):
 def test_gradient(student, randn):
     logps = randn(3, 7).where(ROUNDS > 0, -float("inf"))
     yours = gradient(lambda x: student.round_logps(x, ROUNDS, 3).sum(), logps, "round_logps")
-    expected = torch.tensor([[0, 1 / 2, 1 / 2, 0, 1 / 3, 1 / 3, 1 / 3], [0, 0, 1, 0, 0, 0, 0], [1 / 2, 1 / 2, 0, 1, 0, 1 / 2, 1 / 2]],
-                            dtype=torch.float64)
+    expected = torch.tensor([[0, 1 / 2, 1 / 2, 0, 1 / 3, 1 / 3, 1 / 3], [0, 0, 1, 0, 0, 0, 0],
+                             [1 / 2, 1 / 2, 0, 1, 0, 1 / 2, 1 / 2]], dtype=torch.float64)
     same(yours, expected, "gradient in the token log-probs")

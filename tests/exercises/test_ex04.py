@@ -25,7 +25,8 @@ def test_each_source_gets_its_share(student, rng):
     for i, rows in enumerate(student.training_sets(sources, 5), start=1):
         for source in ("long", "short"):
             own = [n for n, name in enumerate(sources) if name == source]
-            same([n for n in rows if sources[n] == source], own[:len(own) * i // 3], f'rows of source "{source}" in S_{i}')
+            yours = [n for n in rows if sources[n] == source]
+            same(yours, own[:len(own) * i // 3], f'rows of source "{source}" in S_{i}')
 
 
 @pytest.mark.points(2)

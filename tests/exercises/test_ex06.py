@@ -12,7 +12,7 @@ def test_expected_number(student, rng, randn):
     chosen, rejected = randn(4), randn(4)
     for epsilon in (0.0, 0.1, rng.random()):
         yours = student.smoothed_dpo(chosen, rejected, chosen, rejected, 0.1, epsilon)
-        same(yours, torch.full((4,), math.log(2), dtype=torch.float64), f"loss at policy = reference, epsilon = {epsilon:.2f}")
+        same(yours, torch.full((4,), math.log(2), dtype=torch.float64), f"loss at the start, epsilon = {epsilon:.2f}")
 
 
 @pytest.mark.points(2)
@@ -33,7 +33,7 @@ def test_exchange_identity(student, rng, randn):
 
 @pytest.mark.points(3)
 def test_gradient(student, rng, randn):
-    """In the margin h, the slope of the loss is epsilon - sigma(-h); compared with that and with difference quotients."""
+    """The slope of the loss in h is epsilon - sigma(-h); compared with that and with difference quotients."""
     pc, pr, rc, rr = 3 * randn(4, 5)
     beta, epsilon = rng.uniform(0.05, 0.5), rng.uniform(0.05, 0.45)
     loss = lambda x: student.smoothed_dpo(x[0], x[1], rc, rr, beta, epsilon).sum()

@@ -31,7 +31,8 @@ def test_picture(student):
     rows = ["#.........", "##........", "###.......", "####......", "#####.....", "######....",
             "####..#...", "####..##..", "####..###.", ".........#"]
     expected = torch.tensor([[sign == "#" for sign in row] for row in rows])
-    same_picture(student.visible(SEGMENT, PARENT), expected, "who sees whom", [f"{t} ({s})" for t, s in enumerate(SEGMENT.tolist())])
+    names = [f"{t} ({s})" for t, s in enumerate(SEGMENT.tolist())]
+    same_picture(student.visible(SEGMENT, PARENT), expected, "who sees whom; token (segment)", names)
 
 
 @pytest.mark.points(3)
@@ -40,11 +41,11 @@ def test_each_branch_is_an_ordinary_sequence(student, rng):
     segment, parent, branch = tree(rng)
     yours = torch.as_tensor(student.visible(segment, parent))
     for s, own in branch.items():
-        same_picture(yours[own][:, own], torch.ones(len(own), len(own)).tril().bool(), f"inside the branch of segment {s}, "
-                     f"parent = {parent}", [str(t) for t in own])
+        causal = torch.ones(len(own), len(own)).tril().bool()
+        same_picture(yours[own][:, own], causal, f"inside the branch of segment {s}, parent = {parent}", map(str, own))
         outside = [t for t in range(len(segment)) if t not in own]
-        end = [own[-1]]
-        same_picture(yours[end][:, outside], torch.zeros(1, len(outside)).bool(), f"token {own[-1]} looking at {outside}", ["out"])
+        nothing = torch.zeros(1, len(outside)).bool()
+        same_picture(yours[own[-1:]][:, outside], nothing, f"token {own[-1]} looking at {outside}", ["outside"])
 
 
 @pytest.mark.points(3)
@@ -52,7 +53,7 @@ def test_positions(student, rng):
     for segment, parent, branch in ((SEGMENT, PARENT, {1: [0, 1, 2, 3, 4, 5], 2: [0, 1, 2, 3, 6, 7, 8]}), tree(rng)):
         yours = torch.as_tensor(student.positions(segment, parent))
         for s, own in branch.items():
-            same(yours[own].tolist(), list(range(len(own))), f"positions along the branch of segment {s}, parent = {parent}")
+            same(yours[own].tolist(), list(range(len(own))), f"positions in segment {s}'s branch, parent = {parent}")
         same(yours[segment < 0].tolist(), [0] * int((segment < 0).sum()), "positions of padding")
 
 

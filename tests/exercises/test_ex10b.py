@@ -21,7 +21,7 @@ def test_says_no(student):
 @pytest.mark.points(3)
 def test_pair_accuracy(student):
     rewards = list(student.breaks_pair_accuracy())
-    assert len(rewards) == 3 and all(type(r) in (int, float) for r in rewards), f"three numbers were asked for: {rewards!r}"
+    assert len(rewards) == 3 and all(type(r) in (int, float) for r in rewards), f"not three numbers: {rewards!r}"
     a, b, c = rewards
     shown(scorers.pair_accuracy(rewards), ((a > b) + (a > c) + (b > c)) / 3, rewards)
 
@@ -39,6 +39,6 @@ def test_hallucination(student):
 @pytest.mark.points(3)
 def test_read_ratings(student):
     replies = list(student.breaks_read_ratings())
-    assert len(replies) == 2 and all(isinstance(reply, str) for reply in replies), f"two replies were asked for: {replies!r}"
+    assert len(replies) == 2 and all(isinstance(reply, str) for reply in replies), f"not two replies: {replies!r}"
     found = [re.search(r"Rating:\s*([0-6])", reply) for reply in replies]
     shown(scorers.read_ratings(replies), [int(rating[1]) if rating else None for rating in found], replies)

@@ -18,18 +18,19 @@ def test_expected_number(student):
 
 @pytest.mark.points(2)
 def test_scale(student, rng):
-    """One adapter of rank r whose A and B hold ones, on a weight of zeros: every output is gate * alpha * sqrt(r) * sum(x)."""
+    """One adapter of ones with rank r on a weight of zeros: every output is gate * alpha * sqrt(r) * sum(x)."""
     r, alpha, gate = rng.choice([2, 3, 8]), rng.uniform(1, 20), rng.uniform(-1, 1)
     ones = lambda *shape: torch.ones(*shape, dtype=torch.float64)
     yours = student.forward(ones(1, 4), 0 * ones(6, 4), [(ones(r, 4), ones(6, r))], alpha, [gate])
-    same(yours, gate * alpha * r ** 0.5 * 4 * ones(1, 6), f"output of ones, rank {r}, alpha {alpha:.2f}, gate {gate:.2f}")
+    same(yours, gate * alpha * r ** 0.5 * 4 * ones(1, 6), f"ones, rank {r}, alpha {alpha:.2f}, gate {gate:.2f}")
 
 
 @pytest.mark.points(3)
 def test_merging_changes_nothing(student, rng, randn):
     x, W, adapters = layer(randn)
     before, alpha, gates = W.clone(), rng.uniform(1, 20), [rng.uniform(-1, 1), rng.uniform(-1, 1)]
-    same(x @ student.merge(W, adapters, alpha, gates).T, student.forward(x, W, adapters, alpha, gates), "merged against forward")
+    merged = student.merge(W, adapters, alpha, gates)
+    same(x @ merged.T, student.forward(x, W, adapters, alpha, gates), "merged against forward")
     same(W, before, "W after merging")
 
 
@@ -40,7 +41,7 @@ def test_parts_add_up(student, randn):
     same(student.forward(x, W, [], 16.0, []), base, "output without adapters")
     same(student.forward(x, W, adapters, 16.0, [0.0, 0.0, 0.0]), base, "output with all gates at 0")
     alone = [student.forward(x, W, [adapter], 16.0, [0.5]) - base for adapter in adapters]
-    same(student.forward(x, W, adapters, 16.0, [0.5] * 3), base + sum(alone), "three adapters against the sum of each alone")
+    same(student.forward(x, W, adapters, 16.0, [0.5] * 3), base + sum(alone), "three adapters against each alone")
 
 
 @pytest.mark.points(3)
@@ -57,9 +58,10 @@ def test_gradient_reaches_adapters_only(student, randn):
 @pytest.mark.points(2)
 def test_bf16_is_rounded_once(student, randn):
     W = randn(6, 4).bfloat16()
-    adapters = [(1e-3 * randn(1, 4).float(), 0.3 * randn(6, 1).float()) for _ in range(40)]   # each below half a bf16 step
+    # Each correction is smaller than half a bf16 step of most weights; forty of them are not.
+    adapters = [(1e-3 * randn(1, 4).float(), 0.3 * randn(6, 1).float()) for _ in range(40)]
     yours = student.merge(W, adapters, 8.0, [1.0] * 40)
     same(str(yours.dtype), "torch.bfloat16", "dtype of the merged weight")
     exact = W.double() + 8 * sum(B.double() @ A.double() for A, B in adapters)
     off = ((yours.double() - exact).abs() / exact.abs()).max().item()
-    assert off <= 2 ** -8, f"the largest relative error is {off:.5f}; rounding once to 8 bits costs at most {2 ** -8:.5f}"
+    assert off <= 2 ** -8, f"the largest relative error is {off:.5f}; rounding once costs at most {2 ** -8:.5f}"

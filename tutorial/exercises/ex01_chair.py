@@ -1,7 +1,7 @@
 """ex01 (chapter 1): count hallucinated objects as CHAIR's authors do
 
-Goal          `metrics.chair` counts an object once a caption. The original CHAIR counts every mention, and knows that an
-              automobile is a car. Write that one, and see which of its three figures a chatty model can improve.
+Goal          `metrics.chair` counts an object once a caption. The original CHAIR counts every mention, and knows that
+              an automobile is a car. Write that one, and see which of its three figures a chatty model can improve.
 Deliverable   chair(), below
 Points        8
 Time          30 minutes

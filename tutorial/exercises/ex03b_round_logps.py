@@ -1,7 +1,8 @@
 """ex03b (chapter 3): one mean for each round of a dialogue
 
 Goal          Dialogues in a batch have different numbers of rounds, and the positions that nobody scores may hold
-              anything, even -inf. Average round by round without letting one bad number into the result or its gradient.
+              anything, even -inf. Average round by round without letting one bad number into the result or its
+              gradient.
 Deliverable   round_logps(), below
 Points        7
 Time          30 minutes

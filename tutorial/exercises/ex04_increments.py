@@ -1,7 +1,7 @@
 """ex04 (chapter 4): the split of Algorithm 1, source by source, and its index trap
 
-Goal          Incremental generation trains model M_i on S_i = F_1 + … + F_i. Cut so that every S_i has its fair share of
-              every data source, then put the K answers in their initial order, where the printed indices mislead.
+Goal          Incremental generation trains model M_i on S_i = F_1 + … + F_i. Cut so that every S_i has its fair share
+              of every data source, then put the K answers in their initial order, where the printed indices mislead.
 Deliverable   training_sets() and best_first(), below
 Points        8
 Time          30 minutes

@@ -28,5 +28,5 @@ def matches(standard, generated, threshold=0.85):
 
 
 def f1(standard, generated, threshold=0.85):
-    """2 * matched / (M + N): the harmonic mean of recall matched/M and precision matched/N. A float; 0.0 for M + N = 0."""
+    """2 * matched / (M + N), the harmonic mean of recall matched/M and precision matched/N. A float; 0.0 if M = N = 0."""
     raise NotImplementedError

@@ -1,8 +1,8 @@
 """ex06 (chapter 6): DPO when a label may be wrong
 
-Goal          A share epsilon of the preference pairs is the wrong way round: 14.4 % of people's judgements contradicted
-              each other in the paper. Conservative DPO (Mitchell 2023) asks for sigma(margin) = 1 - epsilon, not 1.
-              Write it, and predict the margin at which it stops pushing.
+Goal          A share epsilon of the preference pairs is the wrong way round: in the paper, people who compared three
+              answers contradicted themselves in 14.4 % of cases. Conservative DPO (Mitchell 2023) therefore asks for a
+              probability of 1 - epsilon, not 1. Write it, and predict the margin at which it stops pushing.
 Deliverable   smoothed_dpo() and resting_margin(), below
 Points        14
 Time          60 minutes

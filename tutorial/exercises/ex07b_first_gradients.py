@@ -1,6 +1,6 @@
 """ex07b (chapter 7): predict the first step
 
-Goal          Before any training you can say, exactly, which answers the first step pushes and how hard, and how much of
+Goal          Before any training you can say, exactly, which answers the first step pushes, how hard, and how much of
               it is the penalty. Here every pair is weighted by its distance: the best against the worst counts most.
 Deliverable   first_gradients(), penalty_ratio() and unmoved(), below. Exact fractions, so no torch.
 Points        12

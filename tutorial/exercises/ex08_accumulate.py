@@ -21,7 +21,7 @@ Hints, each says more than the one before
 def scales(tokens, micro):
     """What to multiply each micro-batch's own mean loss per token with, so that the gradients add up to the window's.
 
-    tokens: list of the rows' numbers of scored tokens (int >= 1). micro: rows of a micro-batch; the last may be shorter.
+    tokens: each row's number of scored tokens, a list of int >= 1. micro: rows of a micro-batch; the last may be short.
     Returns a list of floats, one for each micro-batch. Raises ValueError for micro < 1.
     """
     raise NotImplementedError

@@ -1,7 +1,7 @@
 """ex09 (chapter 9): share more than one prefix
 
-Goal          packing.py shares one prefix among K answers. Here anything may be shared: a picture among its questions, a
-              question among its answers. The segments form a tree, and a token sees its own branch up to the root.
+Goal          packing.py shares one prefix among K answers. Here anything may be shared: a picture among its questions,
+              a question among its answers. The segments form a tree, and a token sees its own branch up to the root.
 Deliverable   visible(), positions() and predictors(), below
 Points        15
 Time          90 minutes
@@ -17,7 +17,7 @@ Hints, each says more than the one before
 
 Tokens T are given by segment (T,) of int: the number s = 0 … S-1 of the segment that the token belongs to, -1 for
 padding. A segment's tokens stand together and every segment has at least one. parent: list of S ints, parent[s] < s,
-or -1 for a root. There may be several roots. In the example of packing.py, segment is 0 0 0 0 1 1 2 2 2 -1, parent [-1, 0, 0].
+or -1 for a root. There may be several roots. packing.py's example: segment 0 0 0 0 1 1 2 2 2 -1, parent [-1, 0, 0].
 """
 
 

@@ -1,7 +1,7 @@
 """ex10 (chapter 10): Eq. 8 when the judge did not answer
 
-Goal          A judge's reply does not always parse. The released code then takes the rating before it once more; leaving
-              the round out is honest. Write Eq. 8 with gaps, and with weights for later rounds.
+Goal          A judge's reply does not always parse. The released code then takes the rating before it once more;
+              leaving the round out is honest. Write Eq. 8 with gaps, and with weights for later rounds.
 Deliverable   aggregate(), below
 Points        10
 Time          40 minutes

@@ -1,7 +1,7 @@
 """ex10b (chapter 10): find the fault in four scorers
 
-Goal          tests/exercises/scorers.py holds four short scorers that each do something else than they say. Three of the
-              faults are in released evaluation code. Find each fault, and prove it with the smallest input that shows it.
+Goal          tests/exercises/scorers.py holds four short scorers that each do something else than they say. Three of
+              the faults are in the paper's released code. Find each and prove it with the smallest input that shows it.
 Deliverable   four functions without arguments, below: each returns one input on which the scorer is wrong
 Points        12
 Time          60 minutes

@@ -13,7 +13,8 @@ def training_sets(sources, K):
     rows = {}
     for number, source in enumerate(sources):
         rows.setdefault(source, []).append(number)
-    return [sorted(n for own in rows.values() for n in own[len(own) * (i - 1) // (K - 2):len(own) * i // (K - 2)]) for i in range(1, K - 1)]
+    return [sorted(n for own in rows.values() for n in own[len(own) * (i - 1) // (K - 2):len(own) * i // (K - 2)])
+            for i in range(1, K - 1)]
 
 
 def best_first(K):
