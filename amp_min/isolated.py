@@ -53,11 +53,12 @@ def pack(value, tensors=None):
             tensors.append(value)
         return {"tensor": value.detach().tolist(), "dtype": str(value.dtype).removeprefix("torch."),
                 "shape": list(value.shape), "grad": value.requires_grad}
-    if isinstance(value, (list, tuple, set)):
-        return {type(value).__name__: [pack(entry, tensors) for entry in value]}
+    for kind in (list, tuple, set):                                    # torch.Size is a tuple, too
+        if isinstance(value, kind):
+            return {kind.__name__: [pack(entry, tensors) for entry in value]}
     if isinstance(value, dict):
         return {"dict": [[pack(key, tensors), pack(entry, tensors)] for key, entry in value.items()]}
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Fraction):
         return {"fraction": [value.numerator, value.denominator]}      # as text, "1e999999999" would take for ever
@@ -104,7 +105,8 @@ def serve(connection, path, seconds, megabytes):
             reply = differentiate(request, kept) if "gradient" in request else call(request, module, kept)
             text = json.dumps(reply)
         except BaseException as error:                             # SystemExit too: it must not look like a crash
-            text = json.dumps({"error": type(error).__name__, "text": describe(error, path)})
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            text = json.dumps({"error": kinds, "text": describe(error, path)})
         connection.send_bytes(text.encode())
 
 
@@ -179,9 +181,10 @@ class Student:
             # The same kind of error as there, so that a test may expect a ValueError; but only plain errors of Python:
             # pytest counts some exceptions, such as its own Skipped, as something other than a failure.
             plain = {kind.__name__: kind for kind in PLAIN}
-            if reply["error"] in plain:
-                raise plain[reply["error"]](str(reply["text"]))
-            raise AssertionError(f"{reply['error']}: {reply['text']}")
+            for kind in reply["error"]:
+                if kind in plain:
+                    raise plain[kind](str(reply["text"]))
+            raise AssertionError(f"{reply['error'][0]}: {reply['text']}")
         return reply
 
 
