@@ -213,7 +213,7 @@ def test_grading_command(tmp_path):
     (tmp_path / "private").mkdir()
     (tmp_path / "private/test_private.py").write_text(PRIVATE, encoding="utf-8")
     grade.main([str(tmp_path / "all"), "--seed", "s", "--out", str(tmp_path / "out/grades.csv"), "--exercises", "ex10b",
-                "--private-tests", str(tmp_path / "private"), "--timeout", "3", "--memory-mb", "1000"])
+                "--private-tests", str(tmp_path / "private"), "--timeout", "2", "--memory-mb", "1000"])
     rows = list(csv.reader((tmp_path / "out/grades.csv").read_text(encoding="utf-8").splitlines()))
     assert rows == [["student", "score", "max_score", "ex10b", "missing"],
                     ["ann", "17", "17", "17", ""], ["bob", "11", "17", "11", ""], ["cheat", "11", "17", "11", ""],
@@ -222,7 +222,7 @@ def test_grading_command(tmp_path):
              for student in handed_in}
     assert found["ann"]["score"] == 17 and {entry["status"] for entry in found["ann"]["tests"]} == {"passed"}
     says = {student: [entry["output"] for entry in result["tests"]] for student, result in found.items()}
-    assert says["bob"][0] == "no answer within 3 s: an endless loop?" and "MemoryError" in says["bob"][1]
+    assert says["bob"][0] == "no answer within 2 s: an endless loop?" and "MemoryError" in says["bob"][1]
     assert says["cheat"][0].startswith("your input 'no' does not show the fault")
     assert says["cheat"][1].startswith("Skipped: this counts as passed")
     assert says["crash"][0] == "SystemExit: 0 (ex10b_mine.py, line 2)"
