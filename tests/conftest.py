@@ -1,6 +1,7 @@
 """What the tests share: one tiny world, one tiny family of models, made once for the whole run.
 
 One thread, so that sums are added in one order everywhere, and no hub: nothing here may depend on a network.
+Fixtures import what they need themselves: transformers takes seconds, and tests/exercises does without.
 """
 import os
 import sys
@@ -13,14 +14,13 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")       # be
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from amp_min import mllm, pretrain, world  # noqa: E402
-
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory):
     """A folder of amp_min.world with a few scenes of everything.  Read only."""
+    from amp_min import world
     out = tmp_path_factory.mktemp("world")
     world.main(["--out", str(out), "--train", "24", "--closeups", "12", "--finetune", "8", "--preference", "10",
                 "--captions", "6", "--dialogues", "12"])
@@ -30,6 +30,7 @@ def tiny_world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def family(tiny_world, tmp_path_factory):
     """A folder with clip/, llava-2b/ and llava-7b/, trained until they speak in sentences, if wrong ones.  Read only."""
+    from amp_min import pretrain
     out = tmp_path_factory.mktemp("family")
     pretrain.main(["--world", str(tiny_world), "--out", str(out), "--clip-steps", "2", "--steps", "25", "--batch", "8",
                    "--family", "llava-2b", "llava-7b"])
@@ -38,4 +39,5 @@ def family(tiny_world, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_model(family):
+    from amp_min import mllm
     return mllm.load(family / "llava-2b")

@@ -1,0 +1,16 @@
+"""Fault: the policy's own difference, without the reference.
+
+Loses: test_expected_number test_gradient
+"""
+import math
+
+import torch.nn.functional as F
+
+
+def smoothed_dpo(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, epsilon=0.1):
+    h = beta * (policy_chosen - policy_rejected)
+    return -(1 - epsilon) * F.logsigmoid(h) - epsilon * F.logsigmoid(-h)
+
+
+def resting_margin(beta, epsilon):
+    return math.log((1 - epsilon) / epsilon) / beta

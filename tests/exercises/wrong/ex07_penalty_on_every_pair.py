@@ -1,0 +1,14 @@
+"""Fault: the winner of every pair is penalised.
+
+Loses: test_penalty_is_for_the_best_level test_without_ties_it_is_eq_7
+"""
+import torch.nn.functional as F
+
+
+def tied_mdpo(policy, ref, levels, beta=0.1, penalty=1.0):
+    r = policy - ref.detach()                                            # (B,K)
+    better = levels.unsqueeze(2) < levels.unsqueeze(1)                   # (B,K,K) i is better than j
+    best = 1
+    pairs = -F.logsigmoid(beta * (r.unsqueeze(2) - r.unsqueeze(1)))      # (B,K,K)
+    pairs = pairs - penalty * (r * best).unsqueeze(2)
+    return (pairs * better).sum(dim=(1, 2)).mean()
