@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 # B preference sets, K levels, P pairs, T tokens of a sequence, N scored tokens of a batch, D hidden size, V vocabulary
 NOT_SCORED = -100  # the label of prompt, image and padding positions, as everywhere in PyTorch
+KEPT_LOGITS = 2**24  # 64 MB in float32: up to here a second head product costs more than it saves
 
 
 # ---- 1. How likely is an answer? ----
@@ -56,20 +57,23 @@ def round_weights(round_index, step=0.05):
     return 1.0 + step * round_index
 
 
-def token_logps(hidden, weight, targets, bias=None, chunk=512):
-    """The same log-probs from hidden states, for scored tokens only, without ever holding N x V logits.
+def token_logps(hidden, weight, targets, bias=None, chunk=None):
+    """The same log-probs from hidden states, for scored tokens only, without ever holding N x V logits of a large batch.
 
     hidden (N,D): the state at the position *before* each target; weight (V,D), bias (V,): the language model's head;
     targets (N,). Returns (N,), to be summed per answer by the caller.
     With V = 32,000 a token's float32 logits take 128 kB and its hidden state 16 kB. So each chunk's logits are thrown
     away once its log-probs are known, and computed again in the backward pass: one more head product, far less memory.
+    chunk: tokens at a time; None decides: all at once and kept while N * V <= KEPT_LOGITS, else 512 at a time.
     """
     def logps(hidden, weight, bias, targets):
         return _logp_of(F.linear(hidden, weight, bias), targets)  # (chunk,V): the product in the model's own dtype
 
+    if chunk is None and len(hidden) * len(weight) <= KEPT_LOGITS:
+        return logps(hidden, weight, bias, targets)
     return torch.cat([
         checkpoint(logps, h, weight, bias, t, use_reentrant=False, preserve_rng_state=False)  # no dropout, so no rng
-        for h, t in zip(hidden.split(chunk), targets.split(chunk))
+        for h, t in zip(hidden.split(chunk or 512), targets.split(chunk or 512))
     ])
 
 
