@@ -3,7 +3,7 @@
     python -m amp_min.bench --out results/bench.json                                # everything this machine can measure
     python -m amp_min.bench --preset llava-1.5-proportions --levels 4 --json        # one row, as one JSON line
 
-contenders.py says what is compared: the same weights, sets and loss, and one optimizer step per set on every side.
+contenders.py says what is compared: the same weights, sets, batches and loss on every side.
 - Samples alternate between the variants in one process. A figure is the median of those samples in which other
   processes took little of our CPUs, and it is said how many were dropped; the time itself never decides.
 - Ours computes the reference and looks at the pictures once per data set. That is counted, at 1/4 in "ours", for the
@@ -47,6 +47,8 @@ class Settings:
     samples: int = field(default=7, metadata={"help": "timed samples of each variant; pairs, by far the slowest, take a third"})
     sample_seconds: float = field(default=0.5, metadata={"help": "steps are repeated within a sample until it takes this long"})
     max_foreign: float = field(default=0.05, metadata={"help": "drop a sample when others took more than this share of our CPUs"})
+    clock: Literal["wall", "cpu"] = field(
+        default="wall", metadata={"help": "cpu: this process's own CPU seconds, for a machine that is never quiet; with --threads 1"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves PyTorch's choice"})
     json: bool = field(default=False, metadata={"help": "print one JSON line per row instead of a table"})
     out: str = field(default="", metadata={"help": "also write the rows to this file"})
@@ -98,11 +100,11 @@ def row(preset, K, settings):
     """Everything about one preset and one K, as results/bench.json has it."""
     shape = SHAPES[preset]
     lab = contenders.once(contenders.open_lab(shape, K, settings.seed))
-    N = len(lab.sets)
     works = {name: lambda i, name=name: contenders.step(lab, name, i) for name in STEPS}
-    works["reference pass"] = lambda i: contenders.reference_pass(lab, i % N)
-    works["look"] = lambda i: mllm.look(lab.policy, lab.pixels[i % N:i % N + 1])
-    parts = {name: stopwatch.summary(samples, settings) for name, samples in stopwatch.alternate(works, settings).items()}
+    chosen = lambda i: lab.batches[i % len(lab.batches)]
+    works["reference pass"] = lambda i: contenders.reference_pass(lab, chosen(i))
+    works["look"] = lambda i: mllm.look(lab.policy, lab.pixels[chosen(i)])
+    parts = {name: stopwatch.summary(samples, settings, shape.batch) for name, samples in stopwatch.alternate(works, settings).items()}
     s = {name: part["seconds"] for name, part in parts.items()}
     extra = s["reference pass"] + s["look"]
     seconds = {"pairs": s["pairs"], "levels": s["levels"], "ours": s["ours"] + extra / EPOCHS}
@@ -112,13 +114,13 @@ def row(preset, K, settings):
     off["look in every step"] = s["ours"] + s["look"] + extra / EPOCHS
     peak = {side: peak_in_fresh_process(preset, K, side, settings) for side in SIDES}
     return {
-        "preset": preset, "levels": K, "seconds_per_set": seconds, "seconds_live_reference": live,
+        "preset": preset, "levels": K, "sets_per_step": shape.batch, "seconds_per_set": seconds, "seconds_live_reference": live,
         "tokens_per_set": contenders.token_counts(K, lab.sets), "peak_mb": peak,
         "max_logp_difference": largest_difference(shape, K, settings.seed),
         "device": stopwatch.device_name(), "versions": records.versions(),
         "times_as_fast": {"levels / ours": seconds["levels"] / seconds["ours"], "pairs / ours": seconds["pairs"] / seconds["ours"],
                           "levels / live reference": seconds["levels"] / live, "memory, levels / ours": peak["levels"] / peak["ours"]},
-        "seconds_with_one_saving_off": off, "measured": parts, "threads": torch.get_num_threads(),
+        "seconds_with_one_saving_off": off, "measured": parts, "threads": torch.get_num_threads(), "clock": settings.clock,
         "dropped_samples": sum(part["dropped"] for part in parts.values()), "samples": sum(part["samples"] for part in parts.values()),
         "disturbed": sorted(name for name, part in parts.items() if part["disturbed"]), "peer": peer(preset, K, settings),
     }
@@ -214,7 +216,7 @@ def table(r):
         return (f"{r['preset']}, K = {r['levels']}, checkpointing {'on' if r['gradient_checkpointing'] else 'off'}: "
                 f"{r['seconds_per_set']['ours']:.3f} s per set, {r['seconds_live_reference']:.3f} s with a live reference, peak "
                 f"{r['peak_mb']['ours'] or math.nan:.0f} MB with the weights, {'unknown' if share is None else f'{share:.0%}'} of the bf16 peak")
-    lines = [f"{r['preset']}, K = {r['levels']}; {r['device']}, {r['threads']} threads", "",
+    lines = [f"{r['preset']}, K = {r['levels']}, {r['sets_per_step']} sets per step; {r['device']}, {r['threads']} threads, {r['clock']} time", "",
              f"{'':26}{'seconds per set':>24}{'tokens':>9}{'peak MB':>9}"]
     line = lambda name, seconds, low, high, tokens="", peak="": lines.append(
         f"{name:26}{f'{seconds:.3f} [{low:.3f}, {high:.3f}]':>24}{tokens:>9}{peak:>9}")

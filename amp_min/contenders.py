@@ -33,7 +33,8 @@ class Shape(NamedTuple):
     prompt: int             # text tokens of the prompt
     answer: int             # mean tokens of an answer
     jitter: int             # answers are `answer` ± jitter tokens long
-    sets: int = 3           # distinct sets that the steps go through
+    batch: int = 1          # sets per optimizer step; the toy needs more, or the calls would cost more than the work
+    batches: int = 3        # distinct batches that the steps go through
 
     @property
     def image_tokens(self):
@@ -45,7 +46,7 @@ def sizes(width, inner, depth, heads, **more):
 
 
 SHAPES = {
-    "toy": Shape(24, 8, sizes(96, 192, 3, 2), sizes(64, 128, 3, 4, vocab_size=640), prompt=20, answer=30, jitter=6),
+    "toy": Shape(24, 8, sizes(96, 192, 3, 2), sizes(64, 128, 3, 4, vocab_size=640), prompt=20, answer=30, jitter=6, batch=16),
     "llava-1.5-proportions": Shape(336, 14, sizes(128, 512, 2, 4), sizes(256, 688, 4, 8, vocab_size=8000), prompt=50, answer=100, jitter=20),
     "llava-1.5-7b": Shape(336, 14, sizes(1024, 4096, 24, 16), sizes(4096, 11008, 32, 32, vocab_size=32064), prompt=50, answer=100, jitter=0),
 }
@@ -70,15 +71,15 @@ def build(shape, seed, dtype=torch.float32, device="cpu"):
 
 
 def make_sets(shape, K, seed):
-    """shape.sets TokenSets of K random answers, the first words of which differ, and their pictures (N,3,side,side)."""
-    rng, V = random.Random(seed), shape.text["vocab_size"]
+    """batches * batch TokenSets of K random answers, the first words of which differ, and their pictures (N,3,side,side)."""
+    rng, V, N = random.Random(seed), shape.text["vocab_size"], shape.batches * shape.batch
     words = lambda n: [rng.randrange(WORDS + K, V) for _ in range(n)]
     found = []
-    for _ in range(shape.sets):
+    for _ in range(N):
         head = [1] + [IMAGE] * shape.image_tokens + words(shape.prompt - 1)
         answers = [[WORDS + k] + words(shape.answer + rng.randint(-shape.jitter, shape.jitter) - 1) for k in range(K)]
         found.append(packing.token_set([(head + a, [0] * len(head) + [1] * len(a)) for a in answers]))
-    return found, torch.randn(shape.sets, 3, shape.side, shape.side, generator=torch.Generator().manual_seed(seed))
+    return found, torch.randn(N, 3, shape.side, shape.side, generator=torch.Generator().manual_seed(seed))
 
 
 def token_counts(K, sets):
@@ -93,6 +94,7 @@ class Lab(NamedTuple):
     policy: mllm.Mllm
     reference: mllm.Mllm    # the second model; `ours` uses ref instead
     sets: list
+    batches: list           # which sets a step takes: lists of B indices
     pixels: torch.Tensor    # (N,3,side,side)
     features: torch.Tensor  # (N,P,D_vision)
     ref: torch.Tensor       # (N,K)
@@ -100,86 +102,90 @@ class Lab(NamedTuple):
     optimizer: torch.optim.Optimizer
 
 
-def open_lab(shape, K, seed, device="cpu", both=True):
-    policy, (sets, pixels) = build(shape, seed, device=device), make_sets(shape, K, seed)
-    reference = build(shape, seed, device=device) if both else policy
+def open_lab(shape, K, seed, both=True):
+    policy, (sets, pixels) = build(shape, seed), make_sets(shape, K, seed)
+    reference = build(shape, seed) if both else policy
+    batches = [list(range(i, i + shape.batch)) for i in range(0, len(sets), shape.batch)]
     trained = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
-    return Lab(policy, reference, sets, pixels, None, None, trained, optimizer)
+    return Lab(policy, reference, sets, batches, pixels, None, None, trained, optimizer)
 
 
 def once(lab):
     """What ours does once per data set: look at the pictures, and the reference's log-probs. Returns the Lab with both."""
     lab = lab._replace(features=mllm.look(lab.policy, lab.pixels))
-    return lab._replace(ref=torch.cat([reference_pass(lab, i) for i in range(len(lab.sets))]))
+    return lab._replace(ref=torch.cat([reference_pass(lab, chosen) for chosen in lab.batches]))
+
+
+def packed(lab, chosen):
+    return packing.pack([lab.sets[i] for i in chosen], PAD)
 
 
 @torch.no_grad()
-def reference_pass(lab, i):
-    packing.speed_up(lab.reference)
-    return packing.set_logps(lab.reference, packing.pack([lab.sets[i]], PAD), lab.features[i:i + 1])    # (1,K)
+def reference_pass(lab, chosen):
+    return packing.set_logps(packing.speed_up(lab.reference), packed(lab, chosen), lab.features[chosen])        # (B,K)
 
 
-def sequences(m, tokens, chosen, picture, head, features=None):
-    """log-probs of the chosen answers as full sequences with ordinary attention: (1, len(chosen)).
+def ordinary_attention(m):
+    if m.model.model.language_model.config._attn_implementation != "sdpa":
+        m.model.model.language_model.set_attn_implementation("sdpa")
+    return m
 
-    head: "all" positions meet the vocabulary, or only the "answers". features: None looks once for each sequence.
+
+def sequences(m, lab, chosen, answers, head, look=True):
+    """log-probs of some answers of the chosen sets as full sequences with ordinary attention: (B, len(answers)).
+
+    head: "all" positions meet the vocabulary, or only the "answers". look: at the picture, once for each sequence.
     """
-    m.model.model.language_model.set_attn_implementation("sdpa")
-    rows = [packing.TokenSet([tokens.ids[0], tokens.ids[k + 1]], [tokens.weights[0], tokens.weights[k + 1]]) for k in chosen]
-    if features is None:
-        features = mllm.look(m, picture.expand(len(rows), -1, -1, -1))                      # (n,P,D_vision)
-    if head == "all":
-        return packing.separate_logps(m, rows, features).T
-    return packing.set_logps(m, packing.pack(rows, PAD), features).T
+    rows = [packing.TokenSet([tokens.ids[0], tokens.ids[k + 1]], [tokens.weights[0], tokens.weights[k + 1]])
+            for tokens in (lab.sets[i] for i in chosen) for k in answers]                   # B * len(answers) of them
+    every = torch.tensor(chosen).repeat_interleave(len(answers))
+    features = mllm.look(m, lab.pixels[every]) if look else lab.features[every]
+    ordinary_attention(m)
+    logps = packing.separate_logps(m, rows, features) if head == "all" else packing.set_logps(m, packing.pack(rows, PAD), features)
+    return logps.view(len(chosen), len(answers))
 
 
-def pairs(lab, i, head="answers"):
-    K, tokens, picture, total = len(lab.sets[i].ids) - 1, lab.sets[i], lab.pixels[i:i + 1], 0.0
-    indices = losses.pair_indices(K)
+def pairs(lab, chosen, head="answers"):
+    indices, total = losses.pair_indices(len(lab.sets[0].ids) - 1), 0.0
     for pair in indices:
-        policy = sequences(lab.policy, tokens, pair, picture, head)                         # (1,2)
+        policy = sequences(lab.policy, lab, chosen, pair, head)                             # (B,2)
         with torch.no_grad():
-            ref = sequences(lab.reference, tokens, pair, picture, head)
-        loss = losses.dpop_loss(*policy[0], *ref[0], penalty=float(pair[0] == 0)) / len(indices)        # Eq. 7, as a mean
-        loss.backward()
-        total += loss.item()
+            ref = sequences(lab.reference, lab, chosen, pair, head)
+        loss = losses.dpop_loss(*policy.T, *ref.T, penalty=float(pair[0] == 0)).mean()      # Eq. 7's term of this pair
+        total += backward(loss / len(indices))
     return total
 
 
-def levels(lab, i, head="all"):
-    tokens, picture, every = lab.sets[i], lab.pixels[i:i + 1], range(len(lab.sets[i].ids) - 1)
-    policy = sequences(lab.policy, tokens, every, picture, head)                            # (1,K)
+def levels(lab, chosen, head="all"):
+    every = range(len(lab.sets[0].ids) - 1)
+    policy = sequences(lab.policy, lab, chosen, every, head)                                # (B,K)
     with torch.no_grad():
-        ref = sequences(lab.reference, tokens, every, picture, head)
+        ref = sequences(lab.reference, lab, chosen, every, head)
     return backward(losses.mdpo_loss(policy, ref))
 
 
-def ours(lab, i, chunk=None, fast=True):
+def ours(lab, chosen, chunk=None, fast=True):
     """fast False: the dense mask, and the whole last layer. chunk: the head in recomputed chunks."""
-    if fast:
-        packing.speed_up(lab.policy)
-    else:
-        lab.policy.model.model.language_model.set_attn_implementation("sdpa")
-    policy = packing.set_logps(lab.policy, packing.pack([lab.sets[i]], PAD), lab.features[i:i + 1], chunk)
-    return backward(losses.mdpo_loss(policy, lab.ref[i:i + 1]))
+    m = (packing.speed_up if fast else ordinary_attention)(lab.policy)
+    policy = packing.set_logps(m, packed(lab, chosen), lab.features[chosen], chunk)         # (B,K)
+    return backward(losses.mdpo_loss(policy, lab.ref[chosen]))
 
 
-def no_shared_prefix(lab, i):
-    every = range(len(lab.sets[i].ids) - 1)
-    policy = sequences(lab.policy, lab.sets[i], every, None, "answers", lab.features[i:i + 1].expand(len(every), -1, -1))
-    return backward(losses.mdpo_loss(policy, lab.ref[i:i + 1]))
+def no_shared_prefix(lab, chosen):
+    policy = sequences(lab.policy, lab, chosen, range(lab.ref.shape[1]), "answers", look=False)
+    return backward(losses.mdpo_loss(policy, lab.ref[chosen]))
 
 
-def no_answer_head(lab, i):
-    """Every position of the packed sequence meets the vocabulary, as without the selection."""
-    m, tokens = packing.speed_up(lab.policy), packing.pack([lab.sets[i]], PAD)
-    T = tokens.input_ids.shape[1]
-    others = torch.tensor(sorted(set(range(T)) - set(tokens.predictor.tolist())))           # scored too, with weight 0
-    everywhere = tokens._replace(
-        predictor=torch.cat([tokens.predictor, others]), targets=torch.cat([tokens.targets, torch.zeros_like(others)]),
-        weights=torch.cat([tokens.weights, torch.zeros(len(others))]), owner=torch.cat([tokens.owner, torch.zeros_like(others)]))
-    return backward(losses.mdpo_loss(packing.set_logps(m, everywhere, lab.features[i:i + 1]), lab.ref[i:i + 1]))
+def no_answer_head(lab, chosen):
+    """Every position of the packed sequence meets the vocabulary: those that predict nothing are scored with weight 0."""
+    batch = packed(lab, chosen)
+    others = torch.tensor(sorted(set(range(batch.input_ids.numel())) - set(batch.predictor.tolist())))
+    nothing = torch.zeros_like(others)
+    batch = batch._replace(**{name: torch.cat([getattr(batch, name), more]) for name, more in (
+        ("predictor", others), ("targets", nothing), ("weights", nothing.float()), ("owner", nothing))})
+    policy = packing.set_logps(packing.speed_up(lab.policy), batch, lab.features[chosen])
+    return backward(losses.mdpo_loss(policy, lab.ref[chosen]))
 
 
 def backward(loss):
@@ -189,18 +195,18 @@ def backward(loss):
 
 STEPS = {
     "pairs": pairs, "levels": levels, "ours": ours,
-    "pairs, all logits": lambda lab, i: pairs(lab, i, head="all"),
-    "levels, head on answers": lambda lab, i: levels(lab, i, head="answers"),
+    "pairs, all logits": lambda lab, chosen: pairs(lab, chosen, head="all"),
+    "levels, head on answers": lambda lab, chosen: levels(lab, chosen, head="answers"),
     "no shared prefix": no_shared_prefix,
     "no answers-only head": no_answer_head,
-    "no pieces (dense mask)": lambda lab, i: ours(lab, i, fast=False),
-    "head recomputed": lambda lab, i: ours(lab, i, chunk=128),
+    "no pieces (dense mask)": lambda lab, chosen: ours(lab, chosen, fast=False),
+    "head recomputed": lambda lab, chosen: ours(lab, chosen, chunk=128),
 }
 
 
 def step(lab, name, i):
-    """One optimizer step on set i; returns the loss before it."""
-    loss = STEPS[name](lab, i % len(lab.sets))
+    """One optimizer step on batch i; returns the loss before it."""
+    loss = STEPS[name](lab, lab.batches[i % len(lab.batches)])
     torch.nn.utils.clip_grad_norm_(lab.trained, 1.0)
     lab.optimizer.step()
     lab.optimizer.zero_grad()

@@ -150,7 +150,7 @@ def block_mask(segment):
 def speed_up(m):
     """Choose the attention that skips the empty parts of the mask (pieces.py), where the model suits; returns m."""
     decoder = m.model.model.language_model
-    if pieces.suits(decoder):
+    if pieces.suits(decoder) and decoder.config._attn_implementation != pieces.NAME:
         decoder.set_attn_implementation(pieces.NAME)
     return m
 

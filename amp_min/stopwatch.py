@@ -48,12 +48,11 @@ def alternate(works, settings, device="cpu"):
     return found
 
 
-def summary(samples, settings):
-    """Median and range of the clean samples. Where none is clean, all of them count, and all are said to be disturbed."""
-    clean = [s for s in samples if s["foreign"] <= settings.max_foreign]
-    seconds = [s["seconds"] for s in clean or samples]
+def summary(samples, settings, sets=1):
+    """Seconds per set, `sets` of them per call: median and range of the clean samples. Where none is clean, all of them count, and all are said to be disturbed."""
+    clean = [s for s in samples if s["foreign"] <= settings.max_foreign or settings.clock == "cpu"]
+    seconds = [s["seconds" if settings.clock == "wall" else "cpu_seconds"] / sets for s in clean or samples]
     return {"seconds": statistics.median(seconds), "range": [min(seconds), max(seconds)],
-            "cpu_seconds": statistics.median(s["cpu_seconds"] for s in clean or samples),
             "samples": len(samples), "dropped": len(samples) - len(clean), "disturbed": not clean}
 
 
