@@ -160,8 +160,8 @@ def flops(shape, batch, first, rank):
     keys_only = first                                           # tokens of which the last layer needs key and value alone
     matrices = 4 * layer * in_layers + 6 * adapter * in_layers + keys_only * (4 * 2 * D * D + 6 * rank * 4 * D)
     matrices -= T * 2 * 3 * (D * D + rank * D)                  # nothing below the first query, key and value is trained
-    (p, answers), = packing.pieces.cut(batch.segment)
-    scores = p * p / 2 + sum((b - a) * (p + (b - a) / 2) for a, b in answers)
+    (p, *answers), = packing.pieces.cut(batch.segment)
+    scores = p * p / 2 + sum(n * (p + n / 2) for n in answers)
     attention = 12 * D * (depth * scores - p * p / 2)           # the last layer's prefix has no queries
     return matrices + attention + 4 * scored * D * shape.text["vocab_size"]
 

@@ -16,7 +16,6 @@ and below DENSE_BELOW tokens one call over T x T is faster than many small ones.
 For decoders built like Llama's (Llama, Vicuna, Qwen2): `suits` says so, and everything else takes the mask.
 """
 from functools import partial
-from itertools import accumulate
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -35,12 +34,8 @@ def suits(decoder):
 
 
 def cut(segment):
-    """segment (B,T) of a packing.Batch -> per set (length of the prefix, [(start, stop) of each answer])."""
-    found = []
-    for row in segment.tolist():
-        ends = list(accumulate(row.count(n) for n in range(max(row) + 1)))                  # of prefix and answers
-        found.append((ends[0], [piece for piece in zip(ends, ends[1:]) if piece[0] < piece[1]]))        # some may be empty
-    return found
+    """segment (B,T) of a packing.Batch -> per set the lengths of its prefix and of its answers (those that have a token)."""
+    return [[row.count(0), *(n for k in range(1, max(row) + 1) if (n := row.count(k)))] for row in segment.tolist()]
 
 
 def look_back(attention, query, key, value):
@@ -67,13 +62,15 @@ def attend(module, query, key, value, attention_mask, pieces=None, before=None, 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     attention = partial(sdpa_attention_forward, module, **settings)
     first, rows = key.shape[2] - query.shape[2], []
-    for b, (prefix, answers) in enumerate(pieces):
-        q, k, v = (x[b:b + 1] for x in (query, key, value))
-        out = [look_back(attention, q[:, :, :prefix - first], k[:, :, :prefix], v[:, :, :prefix])]
-        for start, stop in answers:
-            own = [torch.cat([x[:, :, :prefix], x[:, :, start:stop]], dim=2) for x in (k, v)]
-            out.append(look_back(attention, q[:, :, start - first:stop - first], *own))
-        padding = query.shape[2] - sum(x.shape[1] for x in out)
+    for b, lengths in enumerate(pieces):
+        # One split, not many slices: a slice's gradient is a whole tensor of zeros with one part filled in.
+        padding = key.shape[2] - sum(lengths)
+        q_prefix, *q_answers, _ = query[b:b + 1].split([lengths[0] - first, *lengths[1:], padding], dim=2)
+        k_prefix, *k_answers, _ = key[b:b + 1].split([*lengths, padding], dim=2)
+        v_prefix, *v_answers, _ = value[b:b + 1].split([*lengths, padding], dim=2)
+        out = [look_back(attention, q_prefix, k_prefix, v_prefix)]
+        for q, k, v in zip(q_answers, k_answers, v_answers):
+            out.append(look_back(attention, q, torch.cat([k_prefix, k], dim=2), torch.cat([v_prefix, v], dim=2)))
         out.append(out[0].new_zeros(1, padding, *out[0].shape[2:]))                         # read by nobody
         rows.append(torch.cat(out, dim=1))                                                  # (1,T-first,H,d)
     return torch.cat(rows), None

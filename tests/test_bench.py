@@ -127,8 +127,8 @@ def test_flops_are_those_that_pytorch_counts(monkeypatch):
         policy = packing.set_logps(m, batch, features)
         losses.mdpo_loss(policy, policy.detach()).backward()
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
-    first, (p, answers) = int(batch.predictor.min()), packing.pieces.cut(batch.segment)[0]
-    D, depth, scores = 32, 3, p * p / 2 + sum((b - a) * (p + (b - a) / 2) for a, b in answers)
+    first, (p, *answers) = int(batch.predictor.min()), packing.pieces.cut(batch.segment)[0]
+    D, depth, scores = 32, 3, p * p / 2 + sum(n * (p + n / 2) for n in answers)
     assert bench.flops(shape, batch, first, rank) - 12 * D * (depth * scores - p * p / 2) == counted
 
 
