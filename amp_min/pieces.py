@@ -15,7 +15,7 @@ and below DENSE_BELOW tokens one call over T x T is faster than many small ones.
 
 For decoders built like Llama's (Llama, Vicuna, Qwen2): `suits` says so, and everything else takes the mask.
 """
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -38,16 +38,36 @@ def cut(segment):
     return [[row.count(0), *(n for k in range(1, max(row) + 1) if (n := row.count(k)))] for row in segment.tolist()]
 
 
+@lru_cache(maxsize=8)         # the layers of one set share them
+def corner(n, m, dtype, device):
+    """(1,1,n,m), added to the scores of the last n of m tokens: 0 up to the token itself, -inf behind it."""
+    return torch.full((n, m), float("-inf"), dtype=dtype, device=device).triu_(m - n + 1)[None, None]
+
+
 def look_back(attention, query, key, value):
     """The queries are the last n of the m tokens that key and value have; each sees itself and what is before it.
 
     query (1,H,n,d), key and value (1,H,m,d) -> (1,n,H,d).
     """
     n, m = query.shape[2], key.shape[2]
-    hidden_from = None          # transformers then takes the kernel for n = m, which skips what is above the diagonal
-    if 1 < n < m:
-        hidden_from = query.new_full((n, m), float("-inf")).triu_(m - n + 1)[None, None]    # added to the scores: 0, -inf
+    # Without a mask transformers takes the kernel for n = m, which skips what is above the diagonal.
+    hidden_from = corner(n, m, query.dtype, query.device) if 1 < n < m else None
     return attention(query, key, value, hidden_from)[0]
+
+
+def look_back_over(attention, query, prefix, own):
+    """`look_back` at [prefix, own], each a (key, value); the joined copies are made again in the backward pass.
+
+    Autograd would keep K copies of the prefix's keys and values in every layer: a fifth of all activations.
+    """
+    key, value = (torch.cat(pair, dim=2) for pair in zip(prefix, own))                      # (1,H,m,d)
+    # By address, as autograd hands over other Python objects. The hooks live as long as the graph: nothing joined in them.
+    halves = {whole.data_ptr(): [half.detach() for half in pair] for whole, pair in zip((key, value), zip(prefix, own))}
+    shape = key.shape
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: halves[x.data_ptr()] if x.data_ptr() in halves and x.shape == shape else x,
+            lambda kept: torch.cat(kept, dim=2) if isinstance(kept, list) else kept):
+        return look_back(attention, query, key, value)
 
 
 def attend(module, query, key, value, attention_mask, pieces=None, before=None, **settings):
@@ -70,7 +90,7 @@ def attend(module, query, key, value, attention_mask, pieces=None, before=None, 
         v_prefix, *v_answers, _ = value[b:b + 1].split([*lengths, padding], dim=2)
         out = [look_back(attention, q_prefix, k_prefix, v_prefix)]
         for q, k, v in zip(q_answers, k_answers, v_answers):
-            out.append(look_back(attention, q, torch.cat([k_prefix, k], dim=2), torch.cat([v_prefix, v], dim=2)))
+            out.append(look_back_over(attention, q, (k_prefix, v_prefix), (k, v)))
         out.append(out[0].new_zeros(1, padding, *out[0].shape[2:]))                         # read by nobody
         rows.append(torch.cat(out, dim=1))                                                  # (1,T-first,H,d)
     return torch.cat(rows), None
