@@ -154,7 +154,7 @@ def flops(shape, batch, first, rank):
 
     A matrix of n weights costs a token 2n forward and 2n for the gradient of its input; only adapters need 2n more, for
     their own gradient. A score of attention costs 4 D forward (query-key, and weighting the value), 8 D backward.
-    Recomputation by checkpointing is not counted: it is work that the result did not need.
+    Recomputation, of the head's logits and by checkpointing, is not counted: it is work that the result did not need.
     """
     D, inner, depth = (shape.text[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     T, scored = batch.input_ids.numel(), len(batch.targets)

@@ -18,8 +18,10 @@ K = 3
 
 @pytest.fixture
 def lab():
-    """A policy that has moved away from its reference, so that the losses are not those of the start."""
-    lab = contenders.once(contenders.open_lab(TINY, K, seed=0))
+    """In float64, with a policy that has moved away from its reference: the losses are not those of the start."""
+    lab = contenders.open_lab(TINY, K, seed=0)
+    lab.policy.model.double(), lab.reference.model.double()
+    lab = contenders.once(lab._replace(pixels=lab.pixels.double()))
     with torch.no_grad():
         for p in lab.trained:
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.05)
@@ -40,7 +42,7 @@ def test_all_ways_take_the_same_step(lab, monkeypatch):
     for name in contenders.STEPS:
         loss, other = loss_and_gradient(lab, name)
         assert loss == pytest.approx(want, rel=1e-6, abs=1e-6), name
-        torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_a_step_moves_what_trains_and_not_the_tower(lab):
@@ -126,7 +128,8 @@ def test_flops_are_those_that_pytorch_counts(monkeypatch):
     with FlopCounterMode(display=False) as counter:
         policy = packing.set_logps(m, batch, features)
         losses.mdpo_loss(policy, policy.detach()).backward()
-    counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    recomputed = 2 * len(batch.targets) * 32 * 60                 # the head's logits once more: work, but not counted as such
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm] - recomputed
     first, (p, *answers) = int(batch.predictor.min()), packing.pieces.cut(batch.segment)[0]
     D, depth, scores = 32, 3, p * p / 2 + sum(n * (p + n / 2) for n in answers)
     assert bench.flops(shape, batch, first, rank) - 12 * D * (depth * scores - p * p / 2) == counted
