@@ -86,7 +86,7 @@ def load_policy(settings):
     # What trains is kept in fp32: at a learning rate of 5e-5 most updates are smaller than the gap between two
     # neighbouring bf16 numbers and would be rounded away.  With adapters the frozen base alone is bf16; in full
     # training the weights are fp32 and autocast makes bf16 copies of them for each product.
-    m = mllm.load(settings.model, dtype if settings.lora_rank else torch.float32, device)
+    m = packing.speed_up(mllm.load(settings.model, dtype if settings.lora_rank else torch.float32, device))
     choose_trained(m.model, settings)
     if settings.gradient_checkpointing:
         m.model.activation_checkpointing_enable()

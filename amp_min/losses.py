@@ -14,7 +14,6 @@ code, so that the step size does not grow with K. Weights per dialogue round are
 """
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 # B preference sets, K levels, P pairs, T tokens of a sequence, N scored tokens of a batch, D hidden size, V vocabulary
 NOT_SCORED = -100  # the label of prompt, image and padding positions, as everywhere in PyTorch
@@ -56,7 +55,44 @@ def round_weights(round_index, step=0.05):
     return 1.0 + step * round_index
 
 
-def token_logps(hidden, weight, targets, bias=None, chunk=512):
+class _HeadLogps(torch.autograd.Function):
+    """`token_logps` with its gradient by hand: at any time one chunk of logits exists, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, chunk):
+        logps, totals = [], []
+        for h, t in zip(hidden.split(chunk), targets.split(chunk)):
+            logits = F.linear(h, weight, bias)                   # (chunk,V): the product in the model's own dtype
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            totals.append(logits.logsumexp(dim=-1))              # (chunk,)
+            logps.append(logits.gather(-1, t.unsqueeze(-1)).squeeze(-1) - totals[-1])
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(totals))
+        device = hidden.device.type
+        ctx.chunk, ctx.autocast = chunk, (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, weight, bias, targets, totals = ctx.saved_tensors
+        wanted = zip((hidden, weight, bias), ctx.needs_input_grad)
+        d_hidden, d_weight, d_bias = (torch.zeros_like(x) if x is not None and needed else None for x, needed in wanted)
+        for at in torch.arange(len(hidden)).split(ctx.chunk):
+            piece = slice(int(at[0]), int(at[-1]) + 1)
+            g, t = grad[piece].unsqueeze(-1), targets[piece].unsqueeze(-1)                  # (chunk,1)
+            with torch.autocast(*ctx.autocast):                  # the same logits once more, so in the same precision
+                logits = F.linear(hidden[piece], weight, bias).to(grad.dtype)               # (chunk,V)
+            # d log p_t / d logits = onehot(t) - p, written over the logits
+            d_logits = logits.sub_(totals[piece].unsqueeze(-1)).exp_().mul_(-g).scatter_add_(-1, t, g).to(weight.dtype)
+            if d_hidden is not None:
+                d_hidden[piece] = d_logits @ weight
+            if d_weight is not None:
+                d_weight.addmm_(d_logits.T, hidden[piece].to(weight.dtype))
+            if d_bias is not None:
+                d_bias += d_logits.sum(dim=0)
+        return d_hidden, d_weight, d_bias, None, None
+
+
+def token_logps(hidden, weight, targets, bias=None, chunk=128):
     """The same log-probs from hidden states, for scored tokens only, without ever holding N x V logits.
 
     hidden (N,D): the state at the position *before* each target; weight (V,D), bias (V,): the language model's head;
@@ -64,13 +100,7 @@ def token_logps(hidden, weight, targets, bias=None, chunk=512):
     With V = 32,000 a token's float32 logits take 128 kB and its hidden state 16 kB. So each chunk's logits are thrown
     away once its log-probs are known, and computed again in the backward pass: one more head product, far less memory.
     """
-    def logps(hidden, weight, bias, targets):
-        return _logp_of(F.linear(hidden, weight, bias), targets)  # (chunk,V): the product in the model's own dtype
-
-    return torch.cat([
-        checkpoint(logps, h, weight, bias, t, use_reentrant=False, preserve_rng_state=False)  # no dropout, so no rng
-        for h, t in zip(hidden.split(chunk), targets.split(chunk))
-    ])
+    return _HeadLogps.apply(hidden, weight, bias, targets, chunk)
 
 
 # ---- 2. One pair: DPO and DPO-P ----

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amp_min import losses
+from amp_min import losses, pieces
 from amp_min.mllm import embed
 
 # Shapes: B preference sets, K levels, T tokens of the longest packed set, N scored tokens of the batch, D hidden size,
@@ -147,27 +147,44 @@ def block_mask(segment):
 
 # ---- 4. Log-probabilities, with the shared prefix and without ----
 
-def set_logps(m, batch, features, chunk=512):
+def speed_up(m):
+    """Choose the attention that skips the empty parts of the mask (pieces.py), where the model suits; returns m."""
+    decoder = m.model.model.language_model
+    if pieces.suits(decoder) and decoder.config._attn_implementation != pieces.NAME:
+        decoder.set_attn_implementation(pieces.NAME)
+    return m
+
+
+def set_logps(m, batch, features, chunk=128):
     """log pi(y_k | picture, prompt) of every answer of every set, with one pass over each prefix.
 
-    m: Mllm; batch: Batch; features (B,P,D_vision): what the vision tower sees, one picture a set (`mllm.look`).
-    Returns (B,K): natural log, summed over scored tokens, float32 or the model's dtype if that is wider.
+    m: Mllm; batch: Batch; features (B,P,D_vision): what the vision tower sees, one picture a set (`mllm.look`); chunk:
+    see `losses.token_logps`. Returns (B,K): natural log, summed over scored tokens, float32 or the model's dtype if
+    that is wider. The mask says what is computed; after `speed_up(m)`, or with FlexAttention, its empty parts are free.
     """
     B, K = batch.counts.shape
+    T = batch.input_ids.shape[1]
+    # Before the first token that predicts something, nobody reads what the last layer says: `pieces.run` leaves it out.
+    first = int((batch.predictor % T).min())
     batch = Batch(*(part.to(m.device) for part in batch))
     decoder = m.model.model.language_model
     embeds = embed(m, batch.input_ids, features.to(m.device))                               # (B,T,D)
-    if decoder.config._attn_implementation == "flex_attention":
-        attention = block_mask(batch.segment)
-    else:
+
+    def added_mask():
         # Added to the scores: 0 or -inf. A boolean mask would be turned into this once per layer, and transformers'
         # "eager" attention would add its ones and zeros. Each row has a 0, in column 0, so no row is all -inf.
         hidden_from = ~mask(batch.segment)                                                  # (B,1,T,T)
-        attention = torch.zeros_like(hidden_from, dtype=embeds.dtype).masked_fill_(hidden_from, float("-inf"))
-    hidden = decoder(inputs_embeds=embeds, attention_mask=attention, position_ids=batch.position_ids,
-                     use_cache=False).last_hidden_state                                     # (B,T,D)
+        return torch.zeros_like(hidden_from, dtype=embeds.dtype).masked_fill_(hidden_from, float("-inf"))
+
+    if decoder.config._attn_implementation == pieces.NAME:
+        hidden = pieces.run(decoder, embeds, batch.position_ids, batch.segment, added_mask, first)      # (B,T-first,D)
+    else:
+        flex = decoder.config._attn_implementation == "flex_attention"
+        hidden = decoder(inputs_embeds=embeds, attention_mask=block_mask(batch.segment) if flex else added_mask(),
+                         position_ids=batch.position_ids, use_cache=False).last_hidden_state[:, first:]  # (B,T-first,D)
     # Only scored positions meet the head: the logits of 576 image tokens would be the largest tensor of all.
-    predicting = hidden.flatten(0, 1)[batch.predictor]                                      # (N,D)
+    b, t = batch.predictor // T, batch.predictor % T
+    predicting = hidden.flatten(0, 1)[b * (T - first) + t - first]                          # (N,D)
     logps = losses.token_logps(predicting, m.model.lm_head.weight, batch.targets, chunk=chunk)  # (N,)
     sums = logps.new_zeros(B * K).index_add(0, batch.owner, logps * batch.weights.to(logps.dtype))
     return sums.view(B, K)

@@ -1,6 +1,7 @@
 """A set as one packed sequence against K separate ones: values, gradients, and that no answer sees another."""
 import random
 import re
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from amp_min import losses, mllm, packing
+from amp_min import losses, mllm, packing, pieces
 
 torch.set_num_threads(1)
 PAD, IMAGE, WORDS, P, VISION = 0, 49, 49, 4, 16     # ids 1 … 48 are words; P image tokens of VISION features each
@@ -80,8 +81,27 @@ def both(m, sets, step=0.0):
 
 # ---- equal to separate sequences ----
 
-def agree(sets, step=0.0):
-    packed, separate = both(M64, sets, step)
+@contextmanager
+def in_pieces(m, dense_below):
+    """Inside, set_logps takes pieces.py's way: short batches with the mask, those of dense_below tokens and more without."""
+    decoder, before = m.model.model.language_model, pieces.DENSE_BELOW
+    packing.speed_up(m)
+    assert decoder.config._attn_implementation == pieces.NAME
+    pieces.DENSE_BELOW = dense_below
+    try:
+        yield
+    finally:
+        pieces.DENSE_BELOW = before
+        decoder.set_attn_implementation("sdpa")
+
+
+WAYS = {"mask": None, "pieces": 0, "mask and last layer's tail": 10_000}
+
+
+def agree(sets, step=0.0, way="mask"):
+    with nullcontext() if WAYS[way] is None else in_pieces(M64, WAYS[way]):
+        packed, _ = both(M64, sets, step)
+    _, separate = both(M64, sets, step)
     assert packed.shape == separate.shape == (len(sets), len(sets[0]))
     torch.testing.assert_close(packed, separate, rtol=0, atol=1e-9)
     direction = torch.randn(packed.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -90,10 +110,10 @@ def agree(sets, step=0.0):
     torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=25)
-@given(batch_of_encodings(), st.sampled_from([0.0, 0.05]))
-def test_log_probs_and_gradients_equal_separate_sequences(sets, step):
-    agree(sets, step)
+@settings(deadline=None, max_examples=40)
+@given(batch_of_encodings(), st.sampled_from([0.0, 0.05]), st.sampled_from(sorted(WAYS)))
+def test_log_probs_and_gradients_equal_separate_sequences(sets, step, way):
+    agree(sets, step, way)
 
 
 Q, R = [5, 6, 7], [8, 9]
@@ -110,7 +130,8 @@ SPECIAL = {
 @pytest.mark.parametrize("name", SPECIAL)
 def test_special_sets(name):
     sets = [list(map(encoding, SPECIAL[name]))]
-    agree(sets, step=0.5)
+    for way in WAYS:
+        agree(sets, step=0.5, way=way)
     packed, _ = both(M64, sets)
     conversations = SPECIAL[name]
     for i in range(len(conversations)):
@@ -158,6 +179,32 @@ def test_every_attention_of_transformers_that_runs_here_gives_the_same():
     eager, separate = both(m, sets)
     torch.testing.assert_close(eager, sdpa, rtol=0, atol=1e-4)
     torch.testing.assert_close(eager, separate, rtol=0, atol=1e-4)
+
+
+def test_pieces_with_gradient_checkpointing_and_in_float32():
+    m, sets = make(torch.float32), [list(map(encoding, SPECIAL["first round in common"])), [encoding([(Q, [3] * k)]) for k in (2, 5)]]
+    separate = both(m, sets)[1]
+    want = grads(m, separate.sum())
+    m.model.gradient_checkpointing_enable({"use_reentrant": False})
+    m.model.train()
+    with in_pieces(m, 0):
+        packed = both(m, sets)[0]
+    torch.testing.assert_close(packed, separate, rtol=0, atol=1e-4)
+    with in_pieces(m, 0):                                         # the backward pass runs the layers once more
+        torch.testing.assert_close(grads(m, packed.sum()), want, rtol=1e-3, atol=1e-4)
+
+
+def test_pieces_never_score_more_than_they_must(monkeypatch):
+    """Scores computed in each layer: the prefix and each answer back to its beginning, and no query of the prefix at the end."""
+    seen, K, n = [], 3, 5
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
+                        lambda q, k, v, *rest, **more: seen.append((q.shape[2], k.shape[2])) or attention(q, k, v, *rest, **more))
+    with in_pieces(M64, 0):
+        tokens = packing.token_set([encoding([(Q, [10 + k] * n)]) for k in range(K)])
+        packing.set_logps(M64, packing.pack([tokens], PAD), pictures(1, torch.float64))
+    p = len(tokens.ids[0])
+    assert seen == [(p, p)] + [(n, p + n)] * K + [(1, p)] + [(n, p + n)] * K
 
 
 # ---- answers do not see each other; padding does not matter ----
