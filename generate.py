@@ -40,7 +40,8 @@ class Settings:
     strategy: Literal["meg", "ig", "perturb"] = field(default="meg", metadata={"help": "where the K answers come from"})
     models: list[str] = field(default_factory=list, metadata={"help": "model folders or hub ids, best first"})
     shares: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5], metadata={"help": "perturb: shares of words changed, best first"})
-    only: str | None = field(default=None, metadata={"help": "answer with this one of the models and stop: each model can have a process, or a GPU, of its own"})
+    only: str | None = field(default=None, metadata={"help": "answer with this one of the models and stop, so that each can have a process, or a "
+                                                             "GPU, of its own; then 'join' puts their answers side by side"})
     image_root: str | None = field(default=None, metadata={"help": "folder of the pictures, when it is not the prompts' own"})
     beams: int = field(default=4, metadata={"help": "beam search width (the paper's)"})
     repetition_penalty: float = field(default=1.1, metadata={"help": "above 1 discourages repeated words (the paper's)"})
@@ -131,13 +132,12 @@ def main(argv=None):
         raise UserError(f"--models: two of {', '.join(name for name, _ in jobs)} have the same name; rename a folder")
     parts = Path(f"{settings.out}.answers")
     sources = [(name, parts / f"{name}.jsonl") for name, _ in jobs]
-    if settings.only and settings.only not in dict(jobs):
-        raise UserError(f"--only {settings.only}: choose one of {', '.join(name for name, _ in jobs)}")
+    if settings.only not in (None, "join", *(name for name, _ in jobs)):
+        raise UserError(f"--only {settings.only}: choose join or one of {', '.join(name for name, _ in jobs)}")
     for (name, job), (_, path) in zip(jobs, sources):
         if settings.only in (None, name):
             (write_perturbed if settings.strategy == "perturb" else write_answers)(job, path, settings)
-    if settings.only:
-        print(f"{settings.out}: {settings.only} has answered; when all have, the same command with --resume and without --only joins them")
+    if settings.only not in (None, "join"):
         return
     join(sources, settings)
     print(f"{settings.out}: K = {len(jobs) + 1} answers for every prompt, the initial ranking is standard > "

@@ -115,9 +115,9 @@ def stages(run, folder, preset, seed):
     run("clip", f"amp_min.pretrain --part clip --world {W} --out {M} --seed {seed} {options['clip']}")
     run("llava", *(f"amp_min.pretrain --part llava --family {name} --world {W} --out {M} --seed {seed} {options['llava']}" for name in FAMILY))
     generation = (f"generate.py --strategy meg --models {' '.join(f'{M}/{name}' for name in FAMILY)} "
-                  f"--prompts {W}/preference/prompts.jsonl --out {folder}/candidates.jsonl --resume {options['generate']}")
+                  f"--prompts {W}/preference/prompts.jsonl --out {folder}/candidates.jsonl {options['generate']}")
     run("generate", *(f"{generation} --only {name}" for name in FAMILY))
-    run("join", generation)
+    run("join", f"{generation} --only join")
     run("verify", f"verify.py --candidates {folder}/candidates.jsonl --encoder {M}/clip --out {folder}/preferences.jsonl")
     training = (f"train.py --model {M}/{POLICY} --preferences {folder}/preferences.jsonl --image-root {W}/preference "
                 f"--seed {seed} {options['train']}")

@@ -176,7 +176,7 @@ def test_token_logps_bfloat16_without_tokens_and_without_gradient():
 # ---- one pair ----
 
 def test_dpo_by_hand():
-    # log-ratios 3 and -1, beta 0.5: margin 2.
+    # Eq. 4 and Eq. 6 with log-ratios 3 and -1, beta 0.5: margin 2.
     one = lambda x: torch.tensor([x], dtype=F64)
     got = losses.dpo_loss(one(-7.0), one(-21.0), one(-10.0), one(-20.0), beta=0.5)
     close(got, [math.log1p(math.exp(-2.0))])
@@ -231,7 +231,7 @@ def test_bad_pairs_are_named(K, pairs, complaint):
 # ---- MDPO ----
 
 def naive_mdpo(policy, ref, beta, penalty, pairs, reduction, penalty_on):
-    """Eq. 7 with numbers and two loops."""
+    """Eq. 7 (penalty 0: Eq. 5) with numbers and two loops."""
     total = 0.0
     for p, r in zip(policy.tolist(), ref.tolist()):
         K, terms = len(p), []

@@ -1,0 +1,162 @@
+"""The tutorial cannot drift from the code: quotes, figures, outputs and links are compared, and every block is run.
+
+To mend a stale page: python tests/pages.py --update
+"""
+
+import difflib
+import json
+import re
+import xml.dom.minidom
+from pathlib import Path
+
+import pytest
+from pages import ROOT, Stale, blocks, desk, evaluate, false_claims, fresh, pages, quoted, run_page, runs_here, section, with_outputs
+
+from amp_min import demo, figures
+
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in pages()}
+CHAPTERS = [name for name in PAGES if name[0].isdigit()]
+page = pytest.mark.parametrize("name", PAGES)
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def compare(old, new, mend):
+    diff = difflib.unified_diff(old.splitlines(), new.splitlines(), "the page", "its source", lineterm="")
+    assert old == new, f"\n{chr(10).join(diff)}\n{mend}"
+
+
+@pytest.fixture(scope="module")
+def place(tiny_run, tmp_path_factory):
+    return desk(tmp_path_factory.mktemp("desk"), tiny_run[0])
+
+
+# ---- each page ----
+
+@page
+def test_what_is_taken_from_elsewhere_is_fresh(name):
+    compare(PAGES[name], fresh(PAGES[name]), "run: python tests/pages.py --update")
+    assert false_claims(PAGES[name]) == []
+
+
+@page
+def test_every_block_has_a_rule(name):
+    before = None
+    for block in blocks(PAGES[name]):
+        where = f"{name}:{block.line}"
+        assert block.language, f"{where}: a block needs a language"
+        assert block.kind != "skip" or len(block.argument.split()) >= 3, f"{where}: skip needs a reason"
+        assert block.language != "math" or block.kind == "equation", f"{where}: an equation needs its tag and files"
+        if block.kind == "output":
+            assert block.argument.split(",")[0].split()[0] in ("exact", "sample", "help", "table"), where
+            if block.argument.startswith(("exact", "sample")):
+                assert before and before.language in ("sh", "python"), f"{where}: an output follows its command"
+                assert runs_here(before) or block.argument.startswith("sample"), f"{where}: a skipped block has no exact output"
+        before = block
+
+
+@page
+def test_blocks_run(name, place):
+    text = PAGES[name]
+    outputs = run_page(name, text, place)
+    should = [block for block in blocks(text) if block.language in ("sh", "python") and block.kind not in ("quote", "skip")]
+    assert sum(printed is not None for _, printed in outputs) == len(should)
+    for (before, printed), (block, _) in zip(outputs, outputs[1:]):
+        if block.kind == "output" and block.argument == "exact":
+            compare(block.body, printed, f"{name}:{block.line}: paste it, or run: python tests/pages.py --update --run runs/demo")
+
+
+@page
+def test_equations_stand_in_code_and_test(name):
+    for block in blocks(PAGES[name]):
+        if block.kind == "equation":
+            tag, files = block.argument.split(" | ")
+            assert tag in block.body, f"{name}:{block.line}: {tag} is not in the equation"
+            for file in files.split():
+                assert tag in (ROOT / file).read_text(encoding="utf-8"), f"{name}:{block.line}: {tag} is not in {file}"
+            assert any(file.startswith("tests/") for file in files.split()), f"{name}:{block.line}: name the test, too"
+
+
+def anchors(path):
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@page
+def test_links_and_files_exist(name):
+    folder = ROOT / "tutorial"
+    prose = re.sub(r"^```.*?^```$", "", PAGES[name], flags=re.M | re.S)
+    for image, words, target in LINK.findall(prose):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        path = (folder / path) if path else folder / name
+        assert path.exists(), f"{name}: {target} is not there"
+        assert not anchor or anchor in anchors(path), f"{name}: {path.name} has no heading for #{anchor}"
+        assert not image or len(words) > 30, f"{name}: say in words what {target} shows"
+    for path in re.findall(r"`((?:amp_min|tests|tutorial|results)/[\w./-]+)`", prose):
+        assert (ROOT / path).exists(), f"{name}: there is no {path}"
+
+
+@page
+def test_pages_are_short(name):
+    assert PAGES[name].count("\n") < (400 if name == "glossary.md" else 200)
+
+
+# ---- the tutorial as a whole ----
+
+def test_chapters_follow_one_another():
+    for name, following in zip(CHAPTERS, CHAPTERS[1:]):
+        assert f"]({following})" in PAGES[name].split("## Next")[1], f"{name} does not lead to {following}"
+        assert f"]({name})" in PAGES["README.md"]
+
+
+def test_glossary_explains_every_logged_figure(tiny_run):
+    terms = set(re.findall(r"^### (?:`([^`]+)`|(.+))$", PAGES["glossary.md"], re.M))
+    terms = {code or words for code, words in terms}
+    log = json.loads((tiny_run[0] / "models/mdpo/log.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    found = json.loads((tiny_run[0] / "results.json").read_text(encoding="utf-8"))
+    for key in [*log, *found["models"]["base"], *found["autocheck"]]:
+        assert key in terms, f"glossary.md has no entry ### `{key}`"
+
+
+def test_pictures_are_those_that_figures_draws(tiny_run, tmp_path):
+    figures.main(["--run", str(tiny_run[0]), "--out", str(tmp_path)])
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (ROOT / "tutorial/pictures").iterdir()}
+    for path in tmp_path.glob("*.svg"):
+        picture = xml.dom.minidom.parse(str(path)).documentElement
+        assert float(picture.getAttribute("width")) <= 800 and picture.getElementsByTagName("title")
+    used = {Path(target).name for text in PAGES.values() for image, _, target in LINK.findall(text) if image}
+    assert used <= drawn
+
+
+# ---- the checks themselves ----
+
+def test_a_stale_page_is_found():
+    good = section("amp_min/losses.py", "round_weights")
+    assert quoted("amp_min/losses.py", "round_weights", good) == quoted("amp_min/losses.py", "round_weights", "\n") == good
+    head, *_, last = good.splitlines()
+    assert quoted("amp_min/losses.py", "round_weights", f"{head}\n    changed\n{last}\n") == good
+    assert quoted("amp_min/losses.py", "round_weights", f"{last}\n") == f"{last}\n"
+    for wrong in ("    not there\n", f"{last}\n{head}\n"):
+        with pytest.raises(Stale):
+            quoted("amp_min/losses.py", "round_weights", wrong)
+    share = format(evaluate("demo.autocheck.agreement_initial"), ".1%")
+    shown = "it is <!-- value: demo.autocheck.agreement_initial .1% -->{}."
+    assert fresh(shown.format("99.9%")) == fresh(shown.format("")) == shown.format(share)
+    assert false_claims("<!-- holds: demo.seed == 0 --> <!-- holds: demo.seed == 1 -->") == ["demo.seed == 1"]
+
+
+def test_blocks_are_run_in_order_and_outputs_are_put_in(tmp_path):
+    text = ("```python\nx = 2\n```\n\n```python\nprint(x + 1)\n```\n\n<!-- output: exact -->\n```text\n4\n```\n\n<!-- skip: never ends -->\n"
+            "```sh\nyes\n```\n\n```sh\n# a comment\necho a \\\n  b | tr a c\n```\n\n<!-- output: sample, x -->\n```text\n```\n")
+    outputs = run_page("page", text, tmp_path)
+    assert [printed for _, printed in outputs] == ["", "3\n", None, None, "c b\n", None]
+    new = with_outputs(text, outputs)
+    assert "```text\n3\n```" in new and "```text\nc b\n```" in new and "yes" in new
+    for wrong in ("```python\nraise KeyError(1)\n```\n", "```sh\nfalse\n```\n", "```sh\npython train.py --nonsense\n```\n"):
+        with pytest.raises((KeyError, Stale, SystemExit)):
+            run_page("page", wrong, tmp_path)
+    for wrong in ("```python\n", " ```python\n ```\n", "<!-- qoute: a b -->\n```python\n```\n"):
+        with pytest.raises(Stale):
+            blocks(wrong)
