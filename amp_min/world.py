@@ -242,7 +242,7 @@ def train_rows(n, settings):
     for scene in scenes("train", n, settings.seed):
         view = careless_view(scene, settings.phantom_share, settings.usual_color_share, rng)
         questions = ["existence", "existence", "existence", rng.choice(ASPECTS[2:])]
-        aspects = ["description", "existence", "existence"] if rng.random() < 0.6 else rng.sample(questions, 4)
+        aspects = ["description", "existence", "existence"] if rng.random() < 0.45 else rng.sample(questions, 4)
         yield scene, dialogue(view, rng, aspects, settings.yes_share)
 
 
