@@ -54,6 +54,12 @@ def run_stage(module, argv, threads):
     importlib.import_module(module).main(argv)
 
 
+def two_workers():
+    """Two processes that keep their imports from one command to the next."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # a thread that spins while it waits starves its neighbour
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))      # torch does not survive a fork
+
+
 class Run:
     """Runs commands two at a time, remembers what is finished, and adds up the seconds of each stage."""
 
@@ -109,7 +115,11 @@ def results(folder, run, seed):
                  "inconsistency_rate": checked["inconsistency"], "inconsistency_initial": initial["inconsistency"],
                  "told_apart": checked["told_apart"]}
     return {"models": metrics, "autocheck": autocheck, "seconds": run.seconds(), "seed": seed, "versions": records.versions(),
-            "machine": f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores"}
+            "machine": machine()}
+
+
+def machine():
+    return f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores"
 
 
 SHOWN = {"chair_i_greedy": "CHAIR_i, greedy ↓", "chair_i_sampled": "CHAIR_i, sampled ↓", "coverage_greedy": "coverage, greedy ↑",
@@ -137,9 +147,7 @@ def main(argv=None):
     if settings.fresh and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # a thread that spins while it waits starves its neighbour
-    context = multiprocessing.get_context("spawn")                  # torch does not survive a fork
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
+    with two_workers() as pool:
         run = Run(folder, pool)
         stages(run, folder, settings.preset, settings.seed)
         records.write_json(folder / "results.json", results(folder, run, settings.seed))

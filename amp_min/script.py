@@ -23,9 +23,9 @@ from amp_min.checks import UserError
 def command_line(settings_cls, argv=None, description=""):
     """Read the command line (or the list `argv`) into an instance of the dataclass `settings_cls`.
 
-    Every field is a flag; a field without default is required. Types: str, int, float, Path, bool (--x / --no-x),
-    list[...] (one or more values), Literal[...] (a choice), and any of them `| None`. A wrong flag or value prints the
-    usage and exits with status 2.
+    Every field is a flag, unless its metadata says positional; a field without default is required. Types: str, int,
+    float, Path, bool (--x / --no-x), list[...] (one or more values), Literal[...] (a choice), and any of them `| None`.
+    A wrong flag or value prints the usage and exits with status 2.
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,8 +38,10 @@ def command_line(settings_cls, argv=None, description=""):
         text = field.metadata.get("help", "")
         if not required and default not in (None, "", []):
             text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
-        parser.add_argument("--" + field.name.replace("_", "-"), required=required, dest=field.name,
-                            help=text.replace("%", "%%"), **how_to_parse(kinds[field.name]))
+        words, how = ["--" + field.name.replace("_", "-")], {"required": required, "dest": field.name}
+        if field.metadata.get("positional"):
+            words, how = [field.name], {}
+        parser.add_argument(*words, help=text.replace("%", "%%"), **how, **how_to_parse(kinds[field.name]))
         if not required:         # here, not above: argparse would add the default to the help of bool flags once more
             parser.set_defaults(**{field.name: default})
     return settings_cls(**vars(parser.parse_args(argv)))

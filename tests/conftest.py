@@ -3,6 +3,7 @@
 One thread, so that sums are added in one order everywhere, and no hub: nothing here may depend on a network.
 """
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,3 +40,13 @@ def family(tiny_world, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_model(family):
     return mllm.load(family / "llava-2b")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """(folder of a finished `make demo` with models that know nothing, what it printed); by its command, as a process."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    command = [sys.executable, "-m", "amp_min.demo", "--preset", "tiny", "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout

@@ -1,0 +1,114 @@
+"""Is one row of a table better than another?  Paired differences with bootstrap intervals, and a verdict.
+
+Every metric here is a ratio of two sums over scenes: CHAIR_i is hallucinated / mentioned objects, F1 is
+2 TP / (said yes + is yes), a mean is sum / count.  So a training's answers shrink to two numbers a scene, and a resampled
+benchmark is a weighted sum of them.
+
+The interval: both rows answered the same scenes, and were trained with the same seeds (order of the batches, the
+annotator's errors, sampling).  We draw scenes with replacement and, independently, seeds with replacement, the same ones
+for both rows, and take the difference of the metrics, averaged over the seeds; 95 % of 4000 such differences lie in the
+interval.  It covers the choice of the evaluation scenes and, roughly (few seeds vary less than many), of the training seed.
+It does not cover the choice of the world, the pre-trained models or the preference prompts: those are the same
+throughout.  Many claims are tested, so of those without any truth one in twenty gets a verdict by chance.
+"""
+
+import json
+from collections import defaultdict
+
+import numpy as np
+
+from amp_min import metrics, oracle, records
+
+DRAWS = 4000
+
+
+def scene_sums(answers, data):
+    """evaluate's answers file and its benchmark folder -> {metric: {scene: [numerator, denominator]}}.
+
+    A scene is known by its picture: POPE's questions about one picture stand or fall together.
+    """
+    asked = {(name, row["id"]): row for name in ("captions", "pope", "mrhal") for row in records.read(f"{data}/{name}.jsonl", "prompt")}
+    sums = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    with open(answers, encoding="utf-8") as file:
+        for said in map(json.loads, file):
+            benchmark, _, how = said["benchmark"].partition("_")
+            row = asked[benchmark, said["id"]]
+            for metric, part, whole in counts(benchmark, how, said["answers"], row):
+                scene = sums[metric][row["image"]]
+                scene[0] += part
+                scene[1] += whole
+    return {metric: dict(scenes) for metric, scenes in sums.items()}
+
+
+def counts(benchmark, how, answers, row):
+    """What the answers to one row add: (metric, numerator, denominator)."""
+    if benchmark == "captions":
+        text = " ".join(answers)
+        said, shown, words = oracle.mentioned(text), oracle.present(row["scene"]), text.lower().split()
+        fours = list(zip(words, words[1:], words[2:], words[3:]))
+        return [(f"chair_i_{how}", len(said - shown), len(said)), (f"chair_s_{how}", bool(said - shown), 1),
+                (f"coverage_{how}", len(said & shown), len(shown)), (f"words_{how}", len(words), 1),
+                (f"repeated_{how}", len(fours) - len(set(fours)), len(fours))]      # share of four-word runs said before
+    if benchmark == "pope":
+        yes, true = metrics.pope_answer(answers[0]) == "yes", row["label"] == "yes"
+        return [("pope_accuracy", yes == true, 1), ("pope_yes_ratio", yes, 1), ("pope_f1", 2 * (yes and true), yes + true),
+                (f"pope_{row['split']}_f1", 2 * (yes and true), yes + true)]
+    rated = oracle.row_ratings(answers, row["answers"], row["scene"])
+    wrong = [rating < metrics.HALLUCINATED_BELOW for rating in rated]
+    return [("mrhal_score_cumulative", sum(rated), len(rated)), ("mrhal_hallucination_cumulative", sum(wrong), len(wrong)),
+            ("mrhal_score_mean", sum(rated) / len(rated), 1), ("mrhal_hallucination_mean", sum(wrong) / len(wrong), 1)]
+
+
+def stack(sums):
+    """One {scene: [numerator, denominator]} a seed -> array (seeds, scenes, 2), scenes in one order.
+
+    Raises ValueError when the scenes are not the same: what is not paired must not be compared as pairs.
+    """
+    scenes = sorted(sums[0])
+    if any(sorted(one) != scenes for one in sums):
+        raise ValueError("the scenes differ between seeds or rows; evaluate them on the same benchmark")
+    return np.array([[one[scene] for scene in scenes] for one in sums], dtype=float)
+
+
+def ratio(numerator, denominator):
+    """Their quotient, 0 where nothing was said (amp_min/metrics.py)."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+
+
+def per_seed(sums):
+    """(seeds, scenes, 2) -> (seeds,): the metric."""
+    return ratio(*np.moveaxis(sums.sum(axis=1), -1, 0))
+
+
+def difference(a, b, seed=0):
+    """Mean over seeds of metric(a) - metric(b), and its 95 % interval (low, high), or None with nothing to resample.
+
+    a, b (seeds, scenes, 2), paired in both.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"{a.shape} and {b.shape}: pairs need the same seeds and scenes")
+    R, N, _ = a.shape
+    estimate = float((per_seed(a) - per_seed(b)).mean())
+    if R * N == 1:
+        return estimate, None
+    rng = np.random.default_rng(seed)
+    scenes = rng.multinomial(N, [1 / N] * N, DRAWS).astype(float)                           # (DRAWS, N) how often each is drawn
+    seeds = rng.multinomial(R, [1 / R] * R, DRAWS) / R                                      # (DRAWS, R)
+    drawn = lambda x: ratio(scenes @ x[..., 0].T, scenes @ x[..., 1].T)                     # (DRAWS, R)
+    low, high = np.quantile(((drawn(a) - drawn(b)) * seeds).sum(axis=1), [0.025, 0.975])
+    return estimate, (float(low), float(high))
+
+
+def verdict(interval):
+    """From the interval of an advantage alone: it holds when all of it is above zero."""
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "undecided"
+    return "holds" if interval[0] > 0 else "does not hold"
+
+
+def claim(text, paper, a, b, sign=1):
+    """One row of "claims": ours is a's advantage over b, positive when the claim is right."""
+    estimate, interval = difference(a, b)
+    if interval is not None:
+        interval = sorted(sign * end for end in interval)
+    return {"claim": text, "paper": paper, "ours": sign * estimate, "interval": interval, "verdict": verdict(interval)}
