@@ -54,10 +54,10 @@ def run_stage(module, argv, threads):
     importlib.import_module(module).main(argv)
 
 
-def two_workers():
-    """Two processes that keep their imports from one command to the next."""
+def workers(n):
+    """n processes that keep their imports from one command to the next."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # a thread that spins while it waits starves its neighbour
-    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))      # torch does not survive a fork
+    return ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn"))      # torch does not survive a fork
 
 
 class Run:
@@ -147,7 +147,7 @@ def main(argv=None):
     if settings.fresh and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with two_workers() as pool:
+    with workers(2) as pool:
         run = Run(folder, pool)
         stages(run, folder, settings.preset, settings.seed)
         records.write_json(folder / "results.json", results(folder, run, settings.seed))

@@ -44,6 +44,7 @@ class Settings:
     run: str = field(default="runs/demo", metadata={"help": "folder of a finished demo run"})
     out: str = field(default="results", metadata={"help": "folder for the results"})
     preset: Literal["demo", "tiny"] = field(default="demo", metadata={"help": "the one the demo was run with: its settings for training and evaluation"})
+    workers: int = field(default=2, metadata={"help": "trainings side by side, one core each"})
     split: Literal["eval", "tune"] = field(default="eval", metadata={"help": "scenes to evaluate on; choose settings on tune"})
 
 
@@ -181,11 +182,11 @@ def penalty_claims(results):
                                     moved["mdpo"][:, :1], moved["penalty-off"][:, :1])]
 
 
-def orders_of(study, settings, folder):
-    """How the rankings agree with the oracle: (rows of a table, claims)."""
+def orders_of(files):
+    """How rankings, {name: file}, agree with the oracle: (rows of a table, claims)."""
     table, wrong = [], {}
-    for name in study.orders:
-        rows = list(records.read(ranked(name, 0, settings, folder), "preference"))
+    for name, path in files.items():
+        rows = list(records.read(path, "preference"))
         table.append({"ranking": name} | oracle.order_quality(rows))
         wrong[name] = np.array([[[oracle.order_quality([row])["inconsistency"], 1] for row in rows]])      # (1, rows, 2)
     bound = np.zeros_like(wrong["auto-check"]) + [0.0225, 1]
@@ -208,7 +209,7 @@ def found_in(key, results, settings, folder):
                  for result in results[name]]
         rows[name] = {"name": label, "paper": figures, "command": results[name][0]["commands"][0], "seeds": every,
                       "levels": [result["levels"] for result in results[name]], "seconds": [result["seconds"] for result in results[name]]}
-    orders, more = orders_of(study, settings, folder) if study.orders else ([], [])
+    orders, more = orders_of({name: ranked(name, 0, settings, folder) for name in study.orders}) if study.orders else ([], [])
     claims = claims_of(study, results) + more + (penalty_claims(results) if key == "penalty" else [])
     return {"study": key, "title": study.title, "figures": study.figures, "rows": rows, "orders": orders, "claims": claims, "order": list(rows),
             "seeds": list(range(settings.seeds)), "split": settings.split, "machine": demo.machine(), "versions": records.versions()}
@@ -250,13 +251,15 @@ def markdown(found):
 
 def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
-    if settings.seeds < 1:
-        raise UserError(f"--seeds {settings.seeds}: give 1 or more")
+    for name in ("seeds", "workers"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name} {getattr(settings, name)}: give 1 or more")
     folder = begin(settings)
-    with demo.two_workers() as pool:
+    with demo.workers(settings.workers) as pool:
         for key in STUDIES if settings.study == "all" else [settings.study]:
             study = STUDIES[key]
-            prepare({TRAININGS[name].rankings for name in study.rows} | set(study.orders), settings, folder, demo.Run(folder, pool))
+            needed = {TRAININGS[name].rankings for name in study.rows} - {None} | set(study.orders)
+            prepare(needed, settings, folder, demo.Run(folder, pool))
             found = found_in(key, run_all(study, settings, folder, pool), settings, folder)
             text = markdown(found)
             records.write_json(Path(settings.out) / f"{key}.json", found)

@@ -108,7 +108,5 @@ def verdict(interval):
 
 def claim(text, paper, a, b, sign=1):
     """One row of "claims": ours is a's advantage over b, positive when the claim is right."""
-    estimate, interval = difference(a, b)
-    if interval is not None:
-        interval = sorted(sign * end for end in interval)
-    return {"claim": text, "paper": paper, "ours": sign * estimate, "interval": interval, "verdict": verdict(interval)}
+    advantage, interval = difference(a, b) if sign > 0 else difference(b, a)
+    return {"claim": text, "paper": paper, "ours": advantage, "interval": interval, "verdict": verdict(interval)}
