@@ -3,9 +3,9 @@
 For experiments only: the oracle never ranks the training data of a method (amp_min/oracle.py).
 
 The annotator stands where the paper has people: three answers compared pairwise came out contradictory (A>B, B>C, C>A)
-in 14.40 % of cases.  Ours knows the oracle's order and errs in each comparison, independently, with probability e.  Of the
-eight outcomes of three comparisons two are contradictory: only the outer pair wrong, e (1-e)^2, or only the two inner ones,
-e^2 (1-e).  Together e (1-e), so 14.40 % contradictions mean e = 17.4 %.
+in 14.40 % of cases.  Ours knows the oracle's order and errs in each comparison, independently, with probability e.  Of
+the eight outcomes of three comparisons two are contradictory: only the outer pair wrong, e (1-e)^2, or only the two
+inner ones, e^2 (1-e).  Together e (1-e), so 14.40 % contradictions mean e = 17.4 %.
 """
 
 import math
@@ -34,7 +34,7 @@ def ranking(n, error, rng):
 
 
 def reordered(row, order):
-    """The row with its generated answers in another order: order[k] is the index, from 0, of the one that comes k-th."""
+    """The row with its generated answers in another order: order[k] is the index, from 0, of the k-th best."""
     order = [0] + [1 + i for i in order]
     row = row | {"responses": [row["responses"][i] for i in order]}
     if "initial_order" in row:

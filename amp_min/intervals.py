@@ -1,15 +1,16 @@
 """Is one row of a table better than another?  Paired differences with bootstrap intervals, and a verdict.
 
 Every metric here is a ratio of two sums over scenes: CHAIR_i is hallucinated / mentioned objects, F1 is
-2 TP / (said yes + is yes), a mean is sum / count.  So a training's answers shrink to two numbers a scene, and a resampled
-benchmark is a weighted sum of them.
+2 TP / (said yes + is yes), a mean is sum / count.  So a training's answers shrink to two numbers a scene, and a
+resampled benchmark is a weighted sum of them.
 
 The interval: both rows answered the same scenes, and were trained with the same seeds (order of the batches, the
-annotator's errors, sampling).  We draw scenes with replacement and, independently, seeds with replacement, the same ones
-for both rows, and take the difference of the metrics, averaged over the seeds; 95 % of 4000 such differences lie in the
-interval.  It covers the choice of the evaluation scenes and, roughly (few seeds vary less than many), of the training seed.
-It does not cover the choice of the world, the pre-trained models or the preference prompts: those are the same
-throughout.  Many claims are tested, so of those without any truth one in twenty gets a verdict by chance.
+annotator's errors, sampling).  We draw scenes with replacement and, independently, seeds with replacement, the same
+ones for both rows, and take the difference of the metrics, averaged over the seeds; 95 % of 4000 such differences lie
+in the interval.  It covers the choice of the evaluation scenes and, a little too narrowly when seeds are few, of the
+training seed; with one seed, of the scenes alone.  It does not cover the choice of the world, the pre-trained models
+or the preference prompts: those are the same throughout.  Many claims are tested: where there is no difference at all,
+one claim in twenty still gets a verdict.
 """
 
 import json
@@ -27,7 +28,8 @@ def scene_sums(answers, data):
 
     A scene is known by its picture: POPE's questions about one picture stand or fall together.
     """
-    asked = {(name, row["id"]): row for name in ("captions", "pope", "mrhal") for row in records.read(f"{data}/{name}.jsonl", "prompt")}
+    asked = {(name, row["id"]): row for name in ("captions", "pope", "mrhal")
+             for row in records.read(f"{data}/{name}.jsonl", "prompt")}
     sums = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     with open(answers, encoding="utf-8") as file:
         for said in map(json.loads, file):
@@ -48,15 +50,16 @@ def counts(benchmark, how, answers, row):
         fours = list(zip(words, words[1:], words[2:], words[3:]))
         return [(f"chair_i_{how}", len(said - shown), len(said)), (f"chair_s_{how}", bool(said - shown), 1),
                 (f"coverage_{how}", len(said & shown), len(shown)), (f"words_{how}", len(words), 1),
-                (f"repeated_{how}", len(fours) - len(set(fours)), len(fours))]      # share of four-word runs said before
+                (f"repeated_{how}", len(fours) - len(set(fours)), len(fours))]      # share of 4-word runs said before
     if benchmark == "pope":
         yes, true = metrics.pope_answer(answers[0]) == "yes", row["label"] == "yes"
-        return [("pope_accuracy", yes == true, 1), ("pope_yes_ratio", yes, 1), ("pope_f1", 2 * (yes and true), yes + true),
-                (f"pope_{row['split']}_f1", 2 * (yes and true), yes + true)]
+        return [("pope_accuracy", yes == true, 1), ("pope_yes_ratio", yes, 1),
+                *((name, 2 * (yes and true), yes + true) for name in ("pope_f1", f"pope_{row['split']}_f1"))]
     rated = oracle.row_ratings(answers, row["answers"], row["scene"])
     wrong = [rating < metrics.HALLUCINATED_BELOW for rating in rated]
-    return [("mrhal_score_cumulative", sum(rated), len(rated)), ("mrhal_hallucination_cumulative", sum(wrong), len(wrong)),
-            ("mrhal_score_mean", sum(rated) / len(rated), 1), ("mrhal_hallucination_mean", sum(wrong) / len(wrong), 1)]
+    n = len(rated)                                                                              # Eq. 8, both sides
+    return [("mrhal_score_cumulative", sum(rated), n), ("mrhal_hallucination_cumulative", sum(wrong), n),
+            ("mrhal_score_mean", sum(rated) / n, 1), ("mrhal_hallucination_mean", sum(wrong) / n, 1)]
 
 
 def stack(sums):
@@ -80,6 +83,11 @@ def per_seed(sums):
     return ratio(*np.moveaxis(sums.sum(axis=1), -1, 0))
 
 
+def metric(scenes):
+    """One training's metric from its {scene: [numerator, denominator]}."""
+    return float(per_seed(stack([scenes]))[0])
+
+
 def difference(a, b, seed=0):
     """Mean over seeds of metric(a) - metric(b), and its 95 % interval (low, high), or None with nothing to resample.
 
@@ -92,9 +100,9 @@ def difference(a, b, seed=0):
     if R * N == 1:
         return estimate, None
     rng = np.random.default_rng(seed)
-    scenes = rng.multinomial(N, [1 / N] * N, DRAWS).astype(float)                           # (DRAWS, N) how often each is drawn
-    seeds = rng.multinomial(R, [1 / R] * R, DRAWS) / R                                      # (DRAWS, R)
-    drawn = lambda x: ratio(scenes @ x[..., 0].T, scenes @ x[..., 1].T)                     # (DRAWS, R)
+    scenes = rng.multinomial(N, [1 / N] * N, DRAWS).astype(float)               # (DRAWS, N) how often each is drawn
+    seeds = rng.multinomial(R, [1 / R] * R, DRAWS) / R                          # (DRAWS, R)
+    drawn = lambda x: ratio(scenes @ x[..., 0].T, scenes @ x[..., 1].T)         # (DRAWS, R)
     low, high = np.quantile(((drawn(a) - drawn(b)) * seeds).sum(axis=1), [0.025, 0.975])
     return estimate, (float(low), float(high))
 

@@ -1,14 +1,14 @@
 """What the paper claims, as rows to train and pairs of rows to compare.  Data only; experiments.py runs it.
 
-A row is one training: which rankings it learns from, with whose learning rate, and train.py's other options.  A study is
-one table of the paper: its rows, the paper's own figures, and the claims, each "this row is better than that one".
+A row is one training: which rankings it learns from, with whose learning rate, and train.py's other options.  A study
+is one table of the paper: its rows, the paper's own figures, and the claims, each "this row is better than that one".
 A row that stands in several tables is trained once.
 """
 
 from itertools import combinations
 from typing import NamedTuple
 
-LETTERS = "SABC"        # Table 4's names of the levels, best first: the standard answer, then the generated ones as ranked
+LETTERS = "SABC"        # Table 4's names of the levels, best first: the standard answer, then the generated, as ranked
 
 
 def pairs(text):
@@ -51,16 +51,16 @@ TRAININGS = {
     "penalty-all": Training("auto-check", options="--levels 4 --penalty-on all"),
     # Table 4.  S>A is k2, and S>A, A>B + cross-level is k3
     "s-b": Training("auto-check", options=pairs("S>B")), "s-a-b": Training("auto-check", options=pairs("S>A, A>B")),
-    "s-a-b-c": Training("auto-check", options=pairs("S>A, A>B, B>C")), "a-c": Training("auto-check", options=pairs("A>C")),
-    "b-c": Training("auto-check", options=pairs("B>C")),
+    "s-a-b-c": Training("auto-check", options=pairs("S>A, A>B, B>C")),
+    "a-c": Training("auto-check", options=pairs("A>C")), "b-c": Training("auto-check", options=pairs("B>C")),
     # Table 5
     "initial": Training("initial"), "symmetric": Training("symmetric"), "oracle": Training("oracle"),
     "noisy-100": Training("noisy-100"), "ig": Training("ig"), "ig-initial": Training("ig-initial"),
     # Fig. 4: that share of the auto-checked rankings replaced by the annotator's
     "noisy-30": Training("noisy-30"), "noisy-70": Training("noisy-70"),
     # Table 6.  K-wise has, like DPO, nothing that holds the best answer up: it takes DPO's rate
-    "kwise": Training("auto-check", "dpo", "--levels 4 --loss kwise"), "pro": Training("auto-check", options="--levels 4 --loss pro"),
-    "perturb": Training("perturb"),
+    "kwise": Training("auto-check", "dpo", "--levels 4 --loss kwise"),
+    "pro": Training("auto-check", options="--levels 4 --loss pro"), "perturb": Training("perturb"),
 }
 
 
@@ -84,12 +84,14 @@ STUDIES = {
         [("mdpo", "base"), ("mdpo", "sft"), ("mdpo", "dpo")]),
     "table3": Study(
         "Table 3: how many levels", SCORES,
-        {"k2": ("K = 2", "2.69 / .47"), "k3": ("K = 3", "2.88 / .42"), "mdpo": ("K = 4", "3.17 / .35"), "k5": ("K = 5", "2.96 / .41")},
+        {"k2": ("K = 2", "2.69 / .47"), "k3": ("K = 3", "2.88 / .42"), "mdpo": ("K = 4", "3.17 / .35"),
+         "k5": ("K = 5", "2.96 / .41")},
         [("mdpo", "k2"), ("k3", "k2"), ("mdpo", "k3"), ("mdpo", "k5")]),
     "penalty": Study(
         "The penalty of Eq. 6 and 7", "no table; section 3",
-        {"penalty-off": ("off (Eq. 5)", None), "mdpo": ("on the best answer (Eq. 7)", None), "penalty-all": ("on every pair's winner", None)},
-        [("mdpo", "penalty-off"), ("mdpo", "penalty-all")], says="better with the penalty, and on the best answer alone"),
+        {"penalty-off": ("no penalty (Eq. 5)", None), "mdpo": ("penalty on the best answer (Eq. 7)", None),
+         "penalty-all": ("penalty on every pair's winner", None)},
+        [("mdpo", "penalty-off"), ("mdpo", "penalty-all")], says="with the penalty, and on the best answer alone"),
     "table5": Study(
         "Table 5: who ranks", SCORES,
         {"mdpo": (AUTO, "3.17 / .35"), "initial": ("initial order: larger model first", "2.79 / .49"),
@@ -103,7 +105,8 @@ STUDIES = {
         "Table 4: which pairs", SCORES,
         {"s-b": ("S>B", "2.50 / .50"), "k2": ("S>A", "2.61 / .51"), "s-a-b": ("S>A, A>B", "2.68 / .43"),
          "k3": ("S>A, A>B + cross-level", "2.79 / .44"), "s-a-b-c": ("S>A, A>B, B>C", "2.85 / .40"),
-         "mdpo": ("S>A, A>B, B>C + cross-level", "3.17 / .35"), "a-c": ("A>C", "2.33 / .57"), "b-c": ("B>C", "2.45 / .51")},
+         "mdpo": ("S>A, A>B, B>C + cross-level", "3.17 / .35"), "a-c": ("A>C", "2.33 / .57"),
+         "b-c": ("B>C", "2.45 / .51")},
         [("mdpo", "s-a-b-c"), ("k3", "s-a-b"), ("s-a-b", "k2"), ("s-a-b-c", "s-a-b"), ("k2", "s-b"), ("b-c", "a-c")]),
     "table6": Study(
         "Table 6: other losses over a ranking, and levels made by perturbation", SCORES,
@@ -112,8 +115,11 @@ STUDIES = {
         [("mdpo", "kwise"), ("mdpo", "pro"), ("mdpo", "perturb")]),
     "figure4": Study(
         "Figure 4: rankings replaced by an annotator's", "curves without printed figures",
-        {"mdpo": ("0 % replaced", None), "noisy-30": ("30 %", None), "noisy-70": ("70 %", None), "noisy-100": ("100 %", None)},
-        [("mdpo", "noisy-100"), ("mdpo", "noisy-30"), ("noisy-30", "noisy-70"), ("noisy-70", "noisy-100")], says="falls steadily"),
+        {"mdpo": ("0 % replaced", None), "noisy-30": ("30 %", None), "noisy-70": ("70 %", None),
+         "noisy-100": ("100 %", None)},
+        [("mdpo", "noisy-100"), ("mdpo", "noisy-30"), ("noisy-30", "noisy-70"), ("noisy-70", "noisy-100")],
+        says="falls steadily"),
 }
 # The claims are decided on these, each alone: +1 more is better, -1 less is better.
-DECIDING = {"chair_i_sampled": -1, "pope_accuracy": +1, "mrhal_score_cumulative": +1, "mrhal_hallucination_cumulative": -1}
+DECIDING = {"chair_i_sampled": -1, "pope_accuracy": +1, "mrhal_score_cumulative": +1,
+            "mrhal_hallucination_cumulative": -1}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amp_min import annotators, demo, experiments, intervals, oracle, records, script, studies
+from amp_min import annotators, demo, experiments, intervals, oracle, records, script, studies, tables
 from amp_min.losses import pair_indices
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 # ---- what is compared -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, levels, expected", [
-    ("S>A", 2, [(0, 1)]), ("S>B", 3, [(0, 2)]), ("A>C", 4, [(1, 3)]), ("B>C", 4, [(2, 3)]), ("S>A, A>B", 3, [(0, 1), (1, 2)]),
+    ("S>A", 2, [(0, 1)]), ("S>B", 3, [(0, 2)]), ("A>C", 4, [(1, 3)]), ("B>C", 4, [(2, 3)]),
+    ("S>A, A>B", 3, [(0, 1), (1, 2)]),
     ("S>A, A>B + cross-level", 3, pair_indices(3)), ("S>A, A>B, B>C", 4, pair_indices(4, "adjacent")),
     ("S>A, A>B, B>C + cross-level", 4, pair_indices(4))])
 def test_letters_name_levels(text, levels, expected):
@@ -45,7 +46,8 @@ def test_every_claim_is_about_rows_of_its_table_and_every_command_parses(tmp_pat
         assert len(typed) == (1 if name == "base" else 2)
         for command in typed:
             module, *argv = command.split()
-            script.command_line(importlib.import_module(module.removesuffix(".py")).Settings, argv)     # exits when a flag is unknown
+            settings = importlib.import_module(module.removesuffix(".py")).Settings
+            script.command_line(settings, argv)                     # exits when a flag is unknown
     assert set(studies.DECIDING) <= set(demo.SHOWN)
 
 
@@ -96,7 +98,8 @@ def sets(n):
     """Preference rows about one red car; the generated answers stand from worst to best."""
     scene = {"theme": "street", "groups": [{"kind": "car", "color": "red", "size": "small", "cells": [[1, 1]]}]}
     texts = ["A small red car.", "A large blue boat.", "A small blue car.", "A car.", "A small red car."]
-    return [{"id": f"s{i}", "image": "x.png", "questions": ["What is there?"], "scene": scene, "initial_order": [0, 4, 3, 2, 1],
+    return [{"id": f"s{i}", "image": "x.png", "questions": ["What is there?"], "scene": scene,
+             "initial_order": [0, 4, 3, 2, 1],
              "responses": [{"source": str(k), "answers": [text]} for k, text in enumerate(texts)]} for i in range(n)]
 
 
@@ -108,10 +111,10 @@ def test_replaced_rows_are_exactly_that_share_and_the_same_ones_at_every_share()
         assert len(changed[share]) == round(share * 40)
         for row in new:
             if row["id"] in changed[share]:
-                assert [response["source"] for response in row["responses"]] == ["0", "4", "3", "2", "1"]       # the standard stays
+                assert "".join(response["source"] for response in row["responses"]) == "04321"      # the standard stays
                 assert row["initial_order"] == [0, 1, 2, 3, 4]
     assert changed[0.3] < changed[0.7] < changed[1]
-    assert rows == sets(40)                                                                 # and nobody's rows are changed in place
+    assert rows == sets(40)                                         # and nobody's rows are changed in place
     assert list(annotators.replaced(rows, 0.7, 0.2, 1)) == list(annotators.replaced(rows, 0.7, 0.2, 1))
     assert list(annotators.replaced(rows, 0.7, 0.2, 1)) != list(annotators.replaced(rows, 0.7, 0.2, 2))
 
@@ -142,8 +145,8 @@ def test_difference_is_the_naive_paired_bootstrap():
     scenes = rng.multinomial(7, [1 / 7] * 7, intervals.DRAWS)
     seeds = rng.multinomial(3, [1 / 3] * 3, intervals.DRAWS)
     values = []
-    for times, which in zip(scenes[:], seeds):
-        drawn, runs = np.repeat(np.arange(7), times), np.repeat(np.arange(3), which)        # with replacement, the same for a and b
+    for times, which in zip(scenes, seeds):                         # with replacement, the same for a and b
+        drawn, runs = np.repeat(np.arange(7), times), np.repeat(np.arange(3), which)
         values.append(np.mean([metric(a[r, drawn]) - metric(b[r, drawn]) for r in runs]))
     assert interval == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
 
@@ -161,7 +164,7 @@ def test_interval_of_a_mean_is_the_textbooks():
 def test_pairing_removes_what_rows_share():
     a = draw(5, 200)
     b = a.copy()
-    b[..., 0] += a[..., 1] * 0.1                                    # worse by exactly 0.1 in every scene, however hard it is
+    b[..., 0] += a[..., 1] * 0.1                                    # more by exactly 0.1 in every scene, however hard
     estimate, interval = intervals.difference(b, a)
     assert [estimate, *interval] == pytest.approx([0.1] * 3, abs=1e-12)
 
@@ -181,8 +184,9 @@ def test_what_is_not_paired_is_refused():
     assert intervals.difference(draw(1, 1), draw(1, 1))[1] is None
 
 
-@pytest.mark.parametrize("interval, expected", [((0.1, 0.2), "holds"), ((-0.2, -0.1), "does not hold"), ((-0.1, 0.1), "undecided"),
-                                                ((0.0, 0.1), "undecided"), ((-0.1, 0.0), "undecided"), (None, "undecided")])
+@pytest.mark.parametrize("interval, expected", [
+    ((0.1, 0.2), "holds"), ((-0.2, -0.1), "does not hold"), ((-0.1, 0.1), "undecided"), ((0.0, 0.1), "undecided"),
+    ((-0.1, 0.0), "undecided"), (None, "undecided")])
 def test_verdict(interval, expected):
     assert intervals.verdict(interval) == expected
 
@@ -202,10 +206,10 @@ def test_sums_give_the_figures_of_evaluate(tiny_run):
     for model in demo.MODELS:
         found = json.loads((folder / f"evaluate/{model}.json").read_text(encoding="utf-8"))["metrics"]
         sums = intervals.scene_sums(folder / f"evaluate/{model}.json.answers.jsonl", folder / "world/eval")
-        ours = {metric: float(intervals.per_seed(intervals.stack([scenes]))[0]) for metric, scenes in sums.items()}
+        ours = {name: intervals.metric(scenes) for name, scenes in sums.items()}
         assert set(demo.SHOWN) <= ours.keys()
         shared = ours.keys() & found.keys()
-        assert {metric: ours[metric] for metric in shared} == pytest.approx({metric: found[metric] for metric in shared}, abs=1e-12)
+        assert {name: ours[name] for name in shared} == pytest.approx({name: found[name] for name in shared}, abs=1e-12)
 
 
 def test_orders_tell_how_rankings_agree_with_the_oracle(tmp_path):
@@ -224,8 +228,10 @@ def test_orders_tell_how_rankings_agree_with_the_oracle(tmp_path):
 
 def test_a_study_as_a_process_and_once_more(tiny_run, tmp_path, capsys):
     folder, _ = tiny_run
-    argv = ["penalty", "--seeds", "1", "--run", str(folder), "--preset", "tiny", "--out", str(tmp_path), "--workers", "1"]
-    done = subprocess.run([sys.executable, "-m", "amp_min.experiments", *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    argv = ["penalty", "--seeds", "1", "--run", str(folder), "--preset", "tiny", "--workers", "1",
+            "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "amp_min.experiments", *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     found = json.loads((tmp_path / "penalty.json").read_text(encoding="utf-8"))
     assert list(found["rows"]) == sorted(["penalty-off", "mdpo", "penalty-all"]) and found["seeds"] == [0]
@@ -237,13 +243,14 @@ def test_a_study_as_a_process_and_once_more(tiny_run, tmp_path, capsys):
     for row in found["rows"].values():
         assert set(demo.SHOWN) <= row["seeds"][0].keys() and len(row["seeds"]) == 1
         assert [len(level) for level in row["levels"][0][-1].values()] == [4, 4]
-    assert (tmp_path / "penalty.md").read_text(encoding="utf-8") == experiments.markdown(found) and experiments.markdown(found) in done.stdout
+    assert tables.markdown(found) in done.stdout
+    assert (tmp_path / "penalty.md").read_text(encoding="utf-8") == tables.markdown(found)
 
     before = (tmp_path / "penalty.json").read_bytes()
-    experiments.main(argv)                                          # nothing left to train: the same bytes from the kept results
+    experiments.main(argv)                                          # nothing left to train: the same bytes again
     assert "3 done before" in capsys.readouterr().out and (tmp_path / "penalty.json").read_bytes() == before
 
 
 def test_without_a_demo_run_one_line_says_what_to_do(tmp_path):
-    with pytest.raises(records.UserError, match="no finished demo run; run first: python -m amp_min.demo"):
+    with pytest.raises(records.UserError, match="candidates.jsonl: is missing; finish the demo run first"):
         experiments.main(["table3", "--run", str(tmp_path)])
