@@ -92,8 +92,10 @@ def prepare(names, settings, folder, run):
         base, experts = f"{models}/{demo.POLICY}", f"{folder}/increments"
         run("increments", f"amp_min.pretrain --part increments --world {settings.run}/world --base {base} "
                           f"--out {experts} {INCREMENTS[settings.preset]}")
-        run("ig-initial", f"generate.py --strategy ig --models {experts}/ig-3 {experts}/ig-2 {experts}/ig-1 {base} "
-                          f"{prompts} --out {made}/ig-initial.jsonl {options['generate']}")
+        generation = (f"generate.py --strategy ig --models {experts}/ig-3 {experts}/ig-2 {experts}/ig-1 {base} {prompts} "
+                      f"--out {made}/ig-initial.jsonl --resume {options['generate']}")
+        run("ig-answers", *(f"{generation} --only {name}" for name in ("ig-3", "ig-2", "ig-1", demo.POLICY)))
+        run("ig-initial", generation)
         run("ig", f"{verify} {made}/ig-initial.jsonl --out {made}/ig.jsonl")
     error = annotators.comparison_error(CONTRADICTIONS)
     for name in names:
