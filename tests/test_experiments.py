@@ -138,16 +138,17 @@ def draw(seeds, scenes, seed=0):
 
 def test_difference_is_the_naive_paired_bootstrap():
     a, b = draw(3, 7, seed=1), draw(3, 7, seed=2)
+    a[:, :, 0] += a[:, :, 1] * np.array([[0.0], [0.1], [0.3]])      # seeds that differ
     estimate, interval = intervals.difference(a, b)
     metric = lambda sums: sums[:, 0].sum() / max(1, sums[:, 1].sum())
     assert estimate == pytest.approx(np.mean([metric(a[r]) - metric(b[r]) for r in range(3)]), abs=1e-12)
     rng = np.random.default_rng(0)
-    scenes = rng.multinomial(7, [1 / 7] * 7, intervals.DRAWS)
-    seeds = rng.multinomial(3, [1 / 3] * 3, intervals.DRAWS)
     values = []
-    for times, which in zip(scenes, seeds):                         # with replacement, the same for a and b
-        drawn, runs = np.repeat(np.arange(7), times), np.repeat(np.arange(3), which)
-        values.append(np.mean([metric(a[r, drawn]) - metric(b[r, drawn]) for r in runs]))
+    for times in rng.multinomial(7, [1 / 7] * 7, intervals.DRAWS):
+        drawn = np.repeat(np.arange(7), times)                      # with replacement, the same for a and b
+        values.append(sum(metric(a[r, drawn]) - metric(b[r, drawn]) for r in range(3)) / 3)
+    spread = np.std([metric(a[r]) - metric(b[r]) for r in range(3)], ddof=1)
+    values += rng.standard_t(2, intervals.DRAWS) * spread / math.sqrt(3)
     assert interval == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
 
 
@@ -169,11 +170,12 @@ def test_pairing_removes_what_rows_share():
     assert [estimate, *interval] == pytest.approx([0.1] * 3, abs=1e-12)
 
 
-def test_training_noise_widens_the_interval():
+def test_interval_over_seeds_alone_is_students():
     a = np.ones((4, 100, 2))
     a[:, :, 0] = np.array([[0.0], [1.0], [0.0], [1.0]])             # scenes all alike, seeds not
-    _, (low, high) = intervals.difference(a, np.zeros_like(a) + [0.5, 1])
-    assert low < -0.4 and high > 0.4
+    estimate, interval = intervals.difference(a, np.zeros_like(a) + [0.5, 1])
+    half = 3.182 * np.std([0, 1, 0, 1], ddof=1) / 2                 # t with 3 degrees of freedom, 97.5 %
+    assert estimate == 0 and interval == pytest.approx((-half, half), rel=0.1)
 
 
 def test_what_is_not_paired_is_refused():
