@@ -49,7 +49,7 @@ TRAININGS = {
     # the penalty of Eq. 6
     "penalty-off": Training("auto-check", options="--levels 4 --penalty 0"),
     "penalty-all": Training("auto-check", options="--levels 4 --penalty-on all"),
-    # Table 4.  S>A is k2, and S>A, A>B + cross-level is k3
+    # Table 4.  S>A is k2, and S>A, A>B + cross-level is k3.  A>C and B>C hold no standard answer, so no penalty either
     "s-b": Training("auto-check", options=pairs("S>B")), "s-a-b": Training("auto-check", options=pairs("S>A, A>B")),
     "s-a-b-c": Training("auto-check", options=pairs("S>A, A>B, B>C")),
     "a-c": Training("auto-check", options=pairs("A>C")), "b-c": Training("auto-check", options=pairs("B>C")),

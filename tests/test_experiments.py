@@ -228,6 +228,14 @@ def test_orders_tell_how_rankings_agree_with_the_oracle(tmp_path):
     assert claims[0]["ours"] == pytest.approx(0.0225) and claims[1]["ours"] == pytest.approx(0.75)
 
 
+def test_levels_are_means_over_the_steps_of_an_epoch(tmp_path):
+    steps = [(0.5, 1), (1.0, 3), (1.5, 10), (2.0, 20)]
+    (tmp_path / "log.jsonl").write_text("".join(
+        json.dumps({"epoch": epoch, "logp": [-x, -2 * x], "ratio": [x, x / 2]}) + "\n" for epoch, x in steps), encoding="utf-8")
+    assert experiments.levels_by_epoch(tmp_path / "log.jsonl") == [{"logp": [-2, -4], "ratio": [2, 1]},
+                                                                   {"logp": [-15, -30], "ratio": [15, 7.5]}]
+
+
 def test_a_study_as_a_process_and_once_more(tiny_run, tmp_path, capsys):
     folder, _ = tiny_run
     argv = ["penalty", "--seeds", "1", "--run", str(folder), "--preset", "tiny", "--workers", "1",
