@@ -27,7 +27,7 @@ def markdown(found):
     """The content of results/<study>.json (experiments.found_in) as text."""
     rows = [found["rows"][name] for name in found["order"]]
     lines = [f"## {found['title']}", "",
-             f"{len(found['seeds'])} seeds (mean ± standard deviation), scenes of the {found['split']} split, "
+             f"Seeds {', '.join(map(str, found['seeds']))} (mean ± standard deviation), {found['split']} scenes, "
              f"{found['machine']}.  The paper's figures ({found['figures']}) measure something else: compare the "
              "order, not the size.", "",
              line("", "paper", *COLUMNS.values()), line("---", "---", *["---:"] * len(COLUMNS))]
