@@ -66,6 +66,12 @@ def follow_parent():
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
+def workers(n):
+    """n processes that keep their imports from one command to the next."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # a thread that spins while it waits starves its neighbour
+    return ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn"), initializer=follow_parent)  # torch survives no fork
+
+
 class Run:
     """Runs commands two at a time, remembers what is begun and finished, and adds up the seconds of each stage."""
 
@@ -136,7 +142,11 @@ def results(folder, run, seed):
                  "inconsistency_rate": checked["inconsistency"], "inconsistency_initial": initial["inconsistency"],
                  "told_apart": checked["told_apart"]}
     return {"models": metrics, "autocheck": autocheck, "seconds": run.seconds(), "seed": seed, "versions": records.versions(),
-            "machine": f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores"}
+            "machine": machine()}
+
+
+def machine():
+    return f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores"
 
 
 SHOWN = {"chair_i_greedy": "CHAIR_i, greedy ↓", "chair_i_sampled": "CHAIR_i, sampled ↓", "coverage_greedy": "coverage, greedy ↑",
@@ -164,9 +174,7 @@ def main(argv=None):
     if settings.fresh and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # a thread that spins while it waits starves its neighbour
-    context = multiprocessing.get_context("spawn")                  # torch does not survive a fork
-    with ProcessPoolExecutor(2, mp_context=context, initializer=follow_parent) as pool:
+    with workers(2) as pool:
         run = Run(folder, pool)
         try:
             stages(run, folder, settings.preset, settings.seed)

@@ -50,8 +50,9 @@ def logps(m, sets, ids, see, paths, autocast, settings):
     for chosen in tqdm(packing.batches([packing.length(s) for s in sets], settings.micro_batch, seed=0), desc="reference",
                        unit="batch", disable=None):
         ref[chosen] = forward(m, sets, see, autocast, chosen)
-    save_file({"logps": ref}, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)             # a killed run leaves no half cache for the next one to trip over
+    temporary = f"{path}.{os.getpid()}.tmp"     # of its own: another training on the same rows may be at the same point
+    save_file({"logps": ref}, temporary)
+    os.replace(temporary, path)                 # a killed run leaves no half cache for the next one to trip over
     return ref
 
 
