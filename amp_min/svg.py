@@ -103,12 +103,12 @@ def matrix(x, y, cell, rows, across, down, width=None, outlined=(), digits=2):
 
 # ---- curves ----
 
-def chart(x, y, width, height, title, curves, scale=None):
-    """A curve for each name -> values, one value an optimizer step.  scale: values to span, for charts to compare."""
+def chart(x, y, width, height, title, curves):
+    """A curve for each name -> values, one value an optimizer step."""
     n = max(map(len, curves.values()))
-    values = scale or [value for curve in curves.values() for value in curve]
-    marks = ticks(min(values), max(values))
-    left, right, top, bottom = x + 48, x + width - 52, y + 24, y + height - 26
+    values = [value for curve in curves.values() for value in curve]
+    marks, margin = ticks(min(values), max(values)), 14 + 9 * max(map(len, curves))
+    left, right, top, bottom = x + 52, x + width - margin, y + 26, y + height - 26
     at_x = lambda step: left + (right - left) * (step / (n - 1) if n > 1 else 1)
     at_y = lambda value: bottom - (bottom - top) * (value - marks[0]) / (marks[-1] - marks[0])
     parts = [text(x, y + 10, title, font_weight="bold")]
