@@ -16,7 +16,7 @@ from pathlib import Path
 from amp_min import script
 
 SETUP = "make setup && source .venv/bin/activate"
-DISK_GB, MEMORY_GB = 2, 4            # a finished demo takes 0.2 GB, its largest stage 2 GB of memory; twice that and a reserve
+DISK_GB, MEMORY_GB = 1, 4            # a finished demo takes 0.07 GB; two of its workers at a time hold 1 GB of memory each
 
 
 @dataclass

@@ -171,9 +171,12 @@ def similarity(run):
               svg.text(16, 50, "framed: the best match of a row; above 0.85 it counts as found")]
     y = 84 + 44 * len(standard) + 26
     parts += [svg.text(240, y + svg.ROW * n, f"{n + 1}: {words}") for n, words in enumerate(generated)]
+    alike = lambda a, b: round(float(autocheck.cosines(*autocheck.encode(encoder, [a, b])[0][:, None])), 4)
     above = sum(float(S[i, j]) > 0.85 for i, j in best)
     title = "Heat map of cosine similarities between the noun chunks of the standard and of a generated answer"
-    return svg.card(title, y + svg.ROW * len(generated) + 4, parts), {"similarity": {"chunks": len(standard), "above": above, "best": [round(float(S[i, j]), 4) for i, j in best]}}
+    return svg.card(title, y + svg.ROW * len(generated) + 4, parts), {
+        "similarity": {"chunks": len(standard), "above": above, "best": [round(float(S[i, j]), 4) for i, j in best],
+                       "sides": alike("the bottom right", "the bottom left"), "colors": alike("a large red house", "a large blue house")}}
 
 
 def two_matrices(title, numbers, names):
