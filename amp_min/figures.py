@@ -48,7 +48,7 @@ def token_logps(m, encoded, path):
 
 
 def ratios(run, models, rows):
-    """model -> log pi_theta(y_k) - log pi_ref(y_k) of the rows' answers, (N, K); pi_ref is llava-7b."""
+    """(log pi_ref(y_k) of the rows' answers (N, K), their tokens (N, K), {model: log pi_theta(y_k) - log pi_ref(y_k)})."""
     path, found = run / "preferences.jsonl", {}
     for name in ["llava-7b", *models]:
         m = mllm.load(run / "models" / name)
@@ -57,7 +57,9 @@ def ratios(run, models, rows):
         parts = torch.arange(len(rows)).split(16)
         found[name] = torch.cat([packing.set_logps(m, packing.pack([sets[i] for i in part], m.tokenizer.pad_token_id), see(part.tolist()))
                                  for part in parts])
-    return {name: found[name] - found["llava-7b"] for name in models}
+    counts = torch.tensor([[sum(w > 0 for w in tokens.weights[0] + rest) for rest in tokens.weights[1:]] for tokens in sets])
+    ref = found.pop("llava-7b")
+    return ref, counts, {name: logps - ref for name, logps in found.items()}
 
 
 def wins(values):
@@ -129,7 +131,7 @@ def mask_strip(run):
             continue
         pictured = token == m.image_token_id
         word = f"<image> × {m.image_tokens}" if pictured else m.tokenizer.decode([token]).replace("\n", "\\n").replace(" ", "·")
-        width = 8.6 * len(word) + 10
+        width = max(8.6 * len(word) + 10, 46 if number else 0)                              # room for the number below
         if x + width > svg.WIDTH - 16:
             x, y = 16, y + 56
         parts.append(svg.box(x, y, width, 26, "#cfe3f2" if number else "#f0f0f2", svg.CURVES[0] if number else svg.LINE, rx=4))
@@ -164,14 +166,17 @@ def similarity(run):
     S = autocheck.cosines(*features) if generated else torch.zeros(len(standard), 0)
     width, best = min(150, 500 // max(1, len(generated))), [(i, int(line.argmax())) for i, line in enumerate(S) if len(line)]
     across = [str(n + 1) for n in range(len(generated))]
-    parts = svg.matrix(240, 66, 44, S.tolist(), across, standard, width, best)
+    parts = svg.matrix(240, 84, 44, S.tolist(), across, standard, width, best)
     parts += [svg.text(16, 28, f"rows: chunks of the standard answer; columns: chunks of {row['responses'][k]['source']}'s", font_weight="bold"),
-              svg.text(16, 50, "framed: the best match")]
-    y = 66 + 44 * len(standard) + 26
+              svg.text(16, 50, "framed: the best match of a row; above 0.85 it counts as found")]
+    y = 84 + 44 * len(standard) + 26
     parts += [svg.text(240, y + svg.ROW * n, f"{n + 1}: {words}") for n, words in enumerate(generated)]
+    alike = lambda a, b: round(float(autocheck.cosines(*autocheck.encode(encoder, [a, b])[0][:, None])), 4)
     above = sum(float(S[i, j]) > 0.85 for i, j in best)
     title = "Heat map of cosine similarities between the noun chunks of the standard and of a generated answer"
-    return svg.card(title, y + svg.ROW * len(generated) + 4, parts), {"similarity": {"chunks": len(standard), "above": above, "best": [round(float(S[i, j]), 4) for i, j in best]}}
+    return svg.card(title, y + svg.ROW * len(generated) + 4, parts), {
+        "similarity": {"chunks": len(standard), "above": above, "best": [round(float(S[i, j]), 4) for i, j in best],
+                       "sides": alike("the bottom right", "the bottom left"), "colors": alike("a large red house", "a large blue house")}}
 
 
 def two_matrices(title, numbers, names):
@@ -194,10 +199,11 @@ def win_order(run):
 
 
 def win_policy(run):
-    found = ratios(run, ["dpo", "mdpo"], first_rows(run / "preferences.jsonl", "preference", SETS))
+    ref, counts, found = ratios(run, ["dpo", "mdpo"], first_rows(run / "preferences.jsonl", "preference", SETS))
     numbers = {name: wins(values) for name, values in found.items()}
     title = "Two tables: in how many sets level i's log-prob ratio beats level j's, after binary DPO and after MDPO"
-    return two_matrices(title, numbers, {"dpo": "binary DPO: row beats column", "mdpo": "MDPO, K = 4"}), {"win_policy": numbers}
+    return two_matrices(title, numbers, {"dpo": "binary DPO: row beats column", "mdpo": "MDPO, K = 4"}), {
+        "win_policy": numbers, "reference": {"logp": ref.mean(0).tolist(), "tokens": counts.double().mean(0).tolist()}}
 
 
 def level_curves(run, model):
@@ -206,7 +212,7 @@ def level_curves(run, model):
 
 
 def dpo_logps(run):
-    curves = dict(zip(["chosen", "reject"], level_curves(run, "dpo").values()))
+    curves = dict(zip(["chosen", "rejected"], level_curves(run, "dpo").values()))
     title = "Binary DPO: the log-prob ratio of the chosen and of the rejected answer over the optimizer steps"
     parts = svg.chart(16, 16, 728, 270, "binary DPO, no penalty: log π(y) − log π_ref(y), nats", curves)
     return svg.card(title, 300, parts), {"dpo": {name: [values[0], values[-1]] for name, values in curves.items()}}
@@ -219,11 +225,11 @@ def penalty(run):
         flags = [word for key in kept for word in (f"--{key.replace('_', '-')}", str(settings[key]))]
         importlib.import_module("train").main([*flags, "--penalty", "0", "--out", str(run / "models/no-penalty")])
     curves = {"with": level_curves(run, "mdpo"), "without": level_curves(run, "no-penalty")}
-    parts = []
+    parts = [svg.text(16, 28, "MDPO: log π(y_k) − log π_ref(y_k), nats; y0 is the best answer", font_weight="bold")]
     for n, (name, lines) in enumerate(curves.items()):
-        parts += svg.chart(16 + 370 * n, 16, 370, 270, f"MDPO {name} the penalty: log-prob ratio, nats", lines)
+        parts += svg.chart(16 + 370 * n, 46, 366, 270, f"{name} the penalty", lines)
     numbers = {name: {"first": [line[0] for line in lines.values()], "last": [line[-1] for line in lines.values()]} for name, lines in curves.items()}
-    return svg.card("Log-prob ratio of all levels over the optimizer steps, with and without the penalty", 300, parts), {"penalty": numbers}
+    return svg.card("Log-prob ratio of all levels over the optimizer steps, with and without the penalty", 326, parts), {"penalty": numbers}
 
 
 def training(run):
@@ -246,8 +252,8 @@ def shared_prefix(run):
     row = first_rows(run / "preferences.jsonl", "preference", 1)[0]
     tokens = packing.token_set([mllm.encode(m, row["questions"], r["answers"]) for r in row["responses"][:4]])
     numbers = {"shared": packing.length(tokens), "separate": sum(len(tokens.ids[0]) + len(rest) for rest in tokens.ids[1:])}
-    notes = ["filled: the row's token may look at the column's", "I picture, p prompt (gray), a answer 0 (blue), b answer 1 (orange)",
-             "Each answer sees the prefix and itself, never the other;", "its positions go on from the prefix.", "",
+    notes = ["Filled: the row's token may look at the column's.", "Gray: prefix, I picture and p prompt;", "blue: answer 0, a; orange: answer 1, b.", "",
+             "Each answer sees the prefix and itself, never the", "other, and its positions go on from the prefix.", "",
              f"The first set of this run, K = 4: {numbers['separate']} tokens as", f"four sequences, {numbers['shared']} as one."]
     parts += [svg.text(356, 62 + svg.ROW * n, note) for n, note in enumerate(notes)]
     return svg.card("Attention mask of two answers that share a prefix: both see the prefix, neither sees the other", 300, parts), {"prefix": numbers}

@@ -5,6 +5,7 @@ high on a card 760 wide.  Colours are Okabe and Ito's, darkened until text on wh
 alone: false words are bold and underlined as well, curves have their names at their ends, cells hold their numbers.
 """
 
+import math
 from html import escape
 
 from amp_min import drawing, oracle
@@ -13,6 +14,7 @@ from amp_min.report import ticks
 WIDTH = 760
 INK, SOFT, LINE, FALSE, TINT = "#1c1c1e", "#5c5c62", "#d0d0d6", "#b3001b", "#e8f1f8"
 CURVES = ["#0068a8", "#b84700", "#00745a", "#9c4580", "#7d5f00"]
+POINTS = 40                     # of a curve at most
 LETTER, ROW = 7.4, 20           # an upper estimate of a letter's width at 14 units, and the height of a line
 
 
@@ -103,19 +105,26 @@ def matrix(x, y, cell, rows, across, down, width=None, outlined=(), digits=2):
 
 # ---- curves ----
 
-def chart(x, y, width, height, title, curves, scale=None):
-    """A curve for each name -> values, one value an optimizer step.  scale: values to span, for charts to compare."""
+def chart(x, y, width, height, title, curves):
+    """A curve for each name -> values, one value an optimizer step; a point is the mean of `size` steps.
+
+    One step's sets are about equally long, the next step's are not: single values say more about length than about training.
+    """
+    steps = max(map(len, curves.values()))
+    size = math.ceil(steps / POINTS)
+    curves = {name: [sum(part) / len(part) for part in (values[i:i + size] for i in range(0, steps, size))] for name, values in curves.items()}
     n = max(map(len, curves.values()))
-    values = scale or [value for curve in curves.values() for value in curve]
-    marks = ticks(min(values), max(values))
-    left, right, top, bottom = x + 48, x + width - 52, y + 24, y + height - 26
+    values = [value for curve in curves.values() for value in curve]
+    marks, margin = ticks(min(values), max(values)), 14 + 9 * max(map(len, curves))
+    left, right, top, bottom = x + 52, x + width - margin, y + 26, y + height - 26
     at_x = lambda step: left + (right - left) * (step / (n - 1) if n > 1 else 1)
     at_y = lambda value: bottom - (bottom - top) * (value - marks[0]) / (marks[-1] - marks[0])
     parts = [text(x, y + 10, title, font_weight="bold")]
     for mark in marks:
         parts.append(f'<line x1="{left:g}" x2="{right:g}" y1="{at_y(mark):.1f}" y2="{at_y(mark):.1f}" stroke="{LINE if mark else SOFT}"/>')
         parts.append(text(left - 6, round(at_y(mark) + 5, 1), f"{mark:.6g}".replace("-", "−"), "end", fill=SOFT, font_size=13))
-    parts.append(text((left + right) / 2, y + height - 6, f"optimizer step, 1 to {n}", "middle", fill=SOFT, font_size=13))
+    note = f"steps 1 to {steps}, means of {size}" if size > 1 else f"steps 1 to {steps}"
+    parts.append(text((left + right) / 2, y + height - 6, note, "middle", fill=SOFT, font_size=13))
     ends = sorted(range(len(curves)), key=lambda k: -list(curves.values())[k][-1])
     floor = top - 11
     for place, k in enumerate(ends):

@@ -1,4 +1,4 @@
-"""Eq. 1-2 against a loop, the ranking, levels and rounds, and encoders made here."""
+"""Eq. 1 and Eq. 2 against a loop, the ranking, levels and rounds, and encoders made here."""
 import math
 import shutil
 

@@ -44,6 +44,7 @@ def finite_difference(loss, x, h=1e-5):
 # ---- sequence log-probs ----
 
 def test_sequence_logps_on_an_example_by_hand():
+    """log pi(y|x) is the sum over the scored tokens, each predicted by the position before it."""
     # Three tokens of a vocabulary of 2. Rows 0 and 1 predict tokens 1 and 2; row 2 predicts nothing that exists.
     p = torch.tensor([[[0.1, 0.9], [0.4, 0.6], [0.25, 0.75]]], dtype=F64)
     labels = torch.tensor([[0, 1, 0]])
