@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from amp_min import autocheck, chunks, losses, mllm, oracle, packing, records, script, svg
+from amp_min.demo import POLICY
 from amp_min.pictures import image_path
 from amp_min.report import ordinal, read_lines
 
@@ -50,7 +51,7 @@ def token_logps(m, encoded, path):
 def ratios(run, models, rows):
     """(log pi_ref(y_k) of the rows' answers (N, K), their tokens (N, K), {model: log pi_theta(y_k) - log pi_ref(y_k)})."""
     path, found = run / "preferences.jsonl", {}
-    for name in ["llava-7b", *models]:
+    for name in [POLICY, *models]:
         m = mllm.load(run / "models" / name)
         sets = [packing.token_set([mllm.encode(m, row["questions"], r["answers"]) for r in row["responses"][:4]]) for row in rows]
         see = mllm.eyes(m, [image_path(row, path, run / "world/preference") for row in rows])
@@ -58,7 +59,7 @@ def ratios(run, models, rows):
         found[name] = torch.cat([packing.set_logps(m, packing.pack([sets[i] for i in part], m.tokenizer.pad_token_id), see(part.tolist()))
                                  for part in parts])
     counts = torch.tensor([[sum(w > 0 for w in tokens.weights[0] + rest) for rest in tokens.weights[1:]] for tokens in sets])
-    ref = found.pop("llava-7b")
+    ref = found.pop(POLICY)
     return ref, counts, {name: logps - ref for name, logps in found.items()}
 
 
@@ -99,7 +100,7 @@ def before_after(run):
 
 def patches(run):
     """How much a picture helps: the loss of true descriptions with the right and with another scene's picture."""
-    m, path = mllm.load(run / "models/llava-7b"), run / "world/eval/captions.jsonl"
+    m, path = mllm.load(run / "models" / POLICY), run / "world/eval/captions.jsonl"
     rows = first_rows(path, "prompt", SETS)
     sets = [packing.token_set([mllm.encode(m, row["questions"], row["answers"])]) for row in rows]
     see = mllm.eyes(m, [image_path(row, path) for row in rows])
@@ -121,7 +122,7 @@ def patches(run):
 
 def mask_strip(run):
     """The first dialogue of the preference data as tokens: what is scored is tinted, with its log-prob below."""
-    m, path = mllm.load(run / "models/llava-7b"), run / "preferences.jsonl"
+    m, path = mllm.load(run / "models" / POLICY), run / "preferences.jsonl"
     row = next(row for row in records.read(path, "preference") if len(row["questions"]) > 1)
     ids, rounds = mllm.encode(m, row["questions"], row["responses"][0]["answers"])
     logps = iter(token_logps(m, (ids, rounds), image_path(row, path, run / "world/preference")).tolist())
@@ -248,7 +249,7 @@ def shared_prefix(run):
         parts.append(svg.text(90, 62 + cell * q, f"position {batch.position_ids[0, q]}  {names[q]}", "end", font_size=13))
         parts.append(svg.text(111 + cell * q, 36, names[q], "middle"))
         parts += [svg.box(98 + cell * k, 44 + cell * q, cell, cell, fills[batch.segment[0, k]] if seen else "#fff") for k, seen in enumerate(line)]
-    m = mllm.load(run / "models/llava-7b")
+    m = mllm.load(run / "models" / POLICY)
     row = first_rows(run / "preferences.jsonl", "preference", 1)[0]
     tokens = packing.token_set([mllm.encode(m, row["questions"], r["answers"]) for r in row["responses"][:4]])
     numbers = {"shared": packing.length(tokens), "separate": sum(len(tokens.ids[0]) + len(rest) for rest in tokens.ids[1:])}
