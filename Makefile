@@ -8,7 +8,7 @@ demo: .venv/demo
 	$(BIN)/python -m amp_min.demo
 
 test: .venv/test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
 
 setup: .venv/test
 

@@ -18,6 +18,13 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """With two processes (make test), a file's tests stay together, and so do those that share the tiny run."""
+    for item in items:
+        together = "tiny_run" if "tiny_run" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory):
     """A folder of amp_min.world with a few scenes of everything.  Read only."""
