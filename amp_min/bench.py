@@ -257,6 +257,8 @@ def main(argv=None):
         raise UserError("--preset llava-1.5-7b: needs a CUDA GPU, and there is none; --preset llava-1.5-proportions runs here")
     if settings.preset == "all":
         presets = ["llava-1.5-proportions", "toy"] + ["llava-1.5-7b"] * gpu
+    for preset in presets:                        # a --peer-json that cannot be read is said now, not after minutes
+        peer(preset, settings.levels[0], settings)
     rows = []
     for preset in presets:
         for found in gpu_rows(settings) if preset == "llava-1.5-7b" else (row(preset, K, settings) for K in settings.levels):
