@@ -71,3 +71,22 @@ def claims(every):
         interval = "—" if one["interval"] is None else "{:+.4f} … {:+.4f}".format(*one["interval"])
         lines.append(line(one["claim"], one["paper"], f"{one['ours']:+.4f}", interval, f"**{one['verdict']}**"))
     return lines
+
+
+SHORT = ("chair_i_sampled", "coverage_sampled", "pope_accuracy", "mrhal_hallucination_cumulative")
+
+
+def summary(controls, studies):
+    """The README's tables: the controls' main figures, and how many claims of each study hold."""
+    lines = [line(f"{len(controls['seeds'])} seeds, mean ± standard deviation", *(COLUMNS[key] for key in SHORT)),
+             line("---", *["---:"] * len(SHORT))]
+    for name in controls["order"]:
+        row = controls["rows"][name]
+        lines.append(line(row["name"], *(spread([seed[key] for seed in row["seeds"]]) for key in SHORT)))
+    verdicts = ("holds", "does not hold", "undecided")
+    lines += ["", line("study", "seeds", *verdicts), line("---", *["---:"] * (1 + len(verdicts)))]
+    for study in studies:
+        count = Counter(one["verdict"] for one in study["claims"])
+        named = f"[{study['title']}](results/{study['study']}.md)"
+        lines.append(line(named, len(study["seeds"]), *(count[verdict] for verdict in verdicts)))
+    return "\n".join(lines)

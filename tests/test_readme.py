@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from amp_min import demo, script
+from amp_min import demo, script, studies, tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +25,14 @@ def test_file_map_is_the_tree():
 def test_figures_are_those_of_the_last_full_run():
     found = json.loads((ROOT / "results/demo.json").read_text(encoding="utf-8"))
     assert between("<!-- table: results/demo.json -->").strip() == demo.table(found).strip()
+
+
+def test_claims_are_those_of_the_last_studies():
+    found = [json.loads((ROOT / f"results/{name}.json").read_text(encoding="utf-8"))
+             for name in studies.STUDIES if (ROOT / f"results/{name}.json").is_file()]
+    assert found and between("<!-- table: results of experiments -->").strip() == tables.summary(found[0], found)
+    for study in found:
+        assert (ROOT / f"results/{study['study']}.md").read_text(encoding="utf-8") == tables.markdown(study)
 
 
 def test_every_command_parses():
