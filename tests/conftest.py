@@ -18,6 +18,7 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """With two processes (make test), a file's tests stay together, and so do those that share the tiny run."""
     for item in items:
