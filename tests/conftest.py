@@ -18,12 +18,10 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """With two processes (make test), a file's tests stay together, and so do those that share the tiny run."""
-    for item in items:
-        together = "tiny_run" if "tiny_run" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(together))
+    together = "tiny_run" if "tiny_run" in getattr(item, "fixturenames", ()) else item.path.stem
+    item.add_marker(pytest.mark.xdist_group(together))
 
 
 @pytest.fixture(scope="session")
