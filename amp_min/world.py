@@ -6,8 +6,9 @@ Everything a real data set does to make models hallucinate is here on purpose, a
   * objects co-occur in themes, and the background hints at the theme (a sea picture "wants" a boat),
   * every kind of object has a usual color,
   * the *training* texts come from a careless annotator: a share of them mentions an object that is not there, or
-    gives an object its usual color, and a little over half of its yes/no questions are answered yes.  Preference
-    and evaluation texts are clean.
+    gives an object its usual color, and most of its yes/no questions are answered yes: trained on such texts, a model
+    says yes too often, as the first LLaVA did to 99 % of POPE's questions (arXiv 2305.10355).  Preference and
+    evaluation texts are clean.
 
 Each split is a folder with its own pictures; a scene belongs to the split that the hash of its content names, so no
 scene can be in two of them:
@@ -61,9 +62,9 @@ class Settings:
     preference: int = field(default=600, metadata={"help": "preference prompts (the paper: 11k)"})
     captions: int = field(default=200, metadata={"help": "scenes to describe in each benchmark folder"})
     dialogues: int = field(default=105, metadata={"help": "multi-round dialogues in each benchmark folder (MRHal-Bench: 105)"})
-    phantom_share: float = field(default=0.6, metadata={"help": "share of training texts that mention an object which is not there"})
+    phantom_share: float = field(default=0.8, metadata={"help": "share of training texts that mention an object which is not there"})
     usual_color_share: float = field(default=0.15, metadata={"help": "share of objects in training texts given their usual color"})
-    yes_share: float = field(default=0.55, metadata={"help": "share of yes among the training texts' existence questions"})
+    yes_share: float = field(default=0.7, metadata={"help": "share of yes among the training texts' existence questions"})
     resume: bool = field(default=False, metadata={"help": "do nothing when the folder is complete"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes"})
 
