@@ -169,10 +169,10 @@ def supervised(m, encoded, features, steps, batch, lr, seed, name):
         hidden = m.model.model.language_model(inputs_embeds=mllm.embed(m, ids, features[chosen])).last_hidden_state
         scored = rounds[:, 1:] > 0                                                           # token t+1 is predicted at t
         logps = losses.token_logps(hidden[:, :-1][scored], m.model.lm_head.weight, ids[:, 1:][scored], chunk=8192)
-        # An answer of n tokens weighs the fourth root of n: if it weighed n, a "yes" or "no" would drown in the descriptions
-        # and never be learned; if all weighed the same, descriptions would be learned too slowly.
+        # An answer of n tokens weighs sqrt(n): if it weighed n, a "yes" or "no" would drown in the descriptions and never be
+        # learned; if all weighed the same, descriptions would be learned too slowly.
         owner = (torch.arange(len(chosen)).unsqueeze(1) * (1 + rounds.max()) + rounds[:, 1:])[scored]        # (N,) one number per answer
-        share = torch.bincount(owner)[owner].float() ** -0.75                                # (N,) weight of each token
+        share = torch.bincount(owner)[owner].float().rsqrt()                                 # (N,) weight of each token
         update(m.model, optimizer, -(logps * share).sum() / share.sum(), lr * warm_cosine(step, steps))
     m.model.eval()
     return m
