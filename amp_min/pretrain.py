@@ -42,7 +42,7 @@ class Settings:
     part: Literal["all", "clip", "llava", "increments"] = field(default="all", metadata={"help": "llava: on the CLIP that lies in --out already"})
     family: list[str] = field(default_factory=lambda: list(FAMILY), metadata={"help": "which sizes to train"})
     clip_steps: int = field(default=420, metadata={"help": "contrastive steps; with half of them every LLaVA on top reads pictures far worse"})
-    steps: int = field(default=1040, metadata={"help": "steps of each LLaVA; yes/no questions are learned only after 600 or so"})
+    steps: int = field(default=1100, metadata={"help": "steps of each LLaVA; yes/no questions are learned only after 600 or so"})
     batch: int = field(default=16, metadata={"help": "conversations a step (CLIP: eight times as many pictures)"})
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate of llava-7b and CLIP; wider models take less"})
     increments: int = field(default=3, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets"})
