@@ -39,15 +39,15 @@ class Settings:
     out: str = field(metadata={"help": "candidate rows to write (JSONL)"})
     strategy: Literal["meg", "ig", "perturb"] = field(default="meg", metadata={"help": "where the K answers come from"})
     models: list[str] = field(default_factory=list, metadata={"help": "model folders or hub ids, best first"})
-    shares: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5], metadata={"help": "perturb: shares of words changed, best first"})
+    shares: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5], metadata={"help": "perturb: shares of words changed, best first", "min": 0, "max": 1})
     only: str | None = field(default=None, metadata={"help": "answer with this one of the models and stop, so that each can have a process, or a "
                                                              "GPU, of its own; then 'join' puts their answers side by side"})
     image_root: str | None = field(default=None, metadata={"help": "folder of the pictures, when it is not the prompts' own"})
-    beams: int = field(default=4, metadata={"help": "beam search width (the paper's)"})
-    repetition_penalty: float = field(default=1.1, metadata={"help": "above 1 discourages repeated words (the paper's)"})
-    max_new_tokens: int = field(default=512, metadata={"help": "longest answer (the paper's)"})
-    batch: int = field(default=64, metadata={"help": "conversations answered together; lower it when memory runs out"})
-    block: int = field(default=512, metadata={"help": "rows read at a time; batches are sorted by length within it"})
+    beams: int = field(default=4, metadata={"help": "beam search width (the paper's)", "min": 1})
+    repetition_penalty: float = field(default=1.1, metadata={"help": "above 1 discourages repeated words (the paper's)", "above": 0})
+    max_new_tokens: int = field(default=512, metadata={"help": "longest answer (the paper's)", "min": 1})
+    batch: int = field(default=64, metadata={"help": "conversations answered together; lower it when memory runs out", "min": 1})
+    block: int = field(default=512, metadata={"help": "rows read at a time; batches are sorted by length within it", "min": 1})
     dtype: Literal["auto", "bf16", "fp32"] = field(default="auto", metadata={"help": "auto: bf16 on a GPU that has it"})
     resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
     skip_bad: bool = field(default=False, metadata={"help": "drop and count bad rows instead of stopping"})
@@ -108,10 +108,11 @@ def join(sources, settings):
     inputs = [settings.prompts, *(path for _, path in sources)]
     with records.Writer(settings.out, vars(settings), inputs, settings.resume) as out:
         files = [open(path, encoding="utf-8") for _, path in sources]
-        for row, *lines in zip(read_prompts(settings, out.dropped), *files):
-            answers = [json.loads(line) for line in lines]
-            if any(answer["id"] != row["id"] for answer in answers):
-                raise UserError(f"{settings.out}: the answers of row {row['id']!r} are out of order; start again without --resume")
+        for row, *lines in itertools.zip_longest(read_prompts(settings, out.dropped), *files):
+            answers = [json.loads(line or '{"id": null}') for line in lines]
+            if row is None or any(answer["id"] != row["id"] for answer in answers):
+                raise UserError(f"{settings.out}: the models' answers are not those to the rows of {settings.prompts}, first "
+                                f"{'behind its end' if row is None else row['id']!r}; start again without --resume")
             responses = [{"source": "standard", "answers": row.pop("answers")}]
             responses += [{"source": name, "answers": answer["answers"]} for (name, _), answer in zip(sources, answers)]
             if row["id"] not in out.done:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from amp_min import checkpoint, lora, losses, memory, mllm, packing, records, reference, script
 from amp_min.checks import UserError
-from amp_min.pictures import image_path
+from amp_min.pictures import image_path, open_image
 
 
 @dataclass
@@ -34,31 +34,31 @@ class Settings:
     out: str = field(metadata={"help": "folder for the trained model, its log and its settings"})
     image_root: str | None = field(default=None, metadata={"help": "folder of the pictures, when it is not the rows' own"})
     loss: Literal["mdpo", "kwise", "pro", "sft"] = field(default="mdpo", metadata={"help": "sft: supervised, on the best answer alone"})
-    levels: int = field(default=0, metadata={"help": "K: learn from the K best-ranked responses of each row; 0 takes all"})
-    beta: float = field(default=0.1, metadata={"help": "how strongly the reference holds the policy (DPO's usual value)"})
-    penalty: float = field(default=1.0, metadata={"help": "coefficient of Eq. 6's penalty; 0 switches it off"})
+    levels: int = field(default=0, metadata={"help": "K: learn from the K best-ranked responses of each row; 0 takes all", "min": 0})
+    beta: float = field(default=0.1, metadata={"help": "how strongly the reference holds the policy (DPO's usual value)", "above": 0})
+    penalty: float = field(default=1.0, metadata={"help": "coefficient of Eq. 6's penalty; 0 switches it off", "min": 0})
     penalty_on: Literal["best", "all"] = field(default="best", metadata={"help": "best: Eq. 7, the best answer alone"})
     pairs: str = field(default="all", metadata={"help": "all, adjacent, best, or a list such as 0-1,0-2"})
     reduction: Literal["mean", "sum"] = field(default="mean", metadata={"help": "over pairs: mean as released, sum as Eq. 7"})
-    round_step: float = field(default=0.0, metadata={"help": "extra weight per later dialogue round (released code: 0.05)"})
-    lr: float = field(default=5e-5, metadata={"help": "peak learning rate (the paper's, for adapters on a 7B model)"})
-    epochs: float = field(default=4, metadata={"help": "passes over the rows (the paper's)"})
-    batch: int = field(default=16, metadata={"help": "preference sets per optimizer step (the paper's)"})
-    micro_batch: int = field(default=16, metadata={"help": "sets per forward pass; smaller needs less memory, the result is the same"})
-    warmup: float = field(default=0.03, metadata={"help": "share of the steps in which the learning rate rises"})
-    clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's; adapters start at zero and stay small by themselves"})
-    lora_rank: int = field(default=0, metadata={"help": "0 trains all of the language model; the paper uses 64"})
-    lora_alpha: float = field(default=16, metadata={"help": "adapters are scaled by alpha / rank"})
+    round_step: float = field(default=0.0, metadata={"help": "extra weight per later dialogue round (released code: 0.05)", "min": 0})
+    lr: float = field(default=5e-5, metadata={"help": "peak learning rate (the paper's, for adapters on a 7B model)", "above": 0, "max": 100})
+    epochs: float = field(default=4, metadata={"help": "passes over the rows (the paper's)", "above": 0})
+    batch: int = field(default=16, metadata={"help": "preference sets per optimizer step (the paper's)", "min": 1})
+    micro_batch: int = field(default=16, metadata={"help": "sets per forward pass; smaller needs less memory, the result is the same", "min": 1})
+    warmup: float = field(default=0.03, metadata={"help": "share of the steps in which the learning rate rises", "min": 0, "max": 1})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm", "above": 0})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's; adapters start at zero and stay small by themselves", "min": 0})
+    lora_rank: int = field(default=0, metadata={"help": "0 trains all of the language model; the paper uses 64", "min": 0})
+    lora_alpha: float = field(default=16, metadata={"help": "adapters are scaled by alpha / rank", "above": 0})
     train_projector: bool = field(default=False, metadata={"help": "train the projector too (full training only)"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations: less memory, a third more time"})
     dtype: Literal["auto", "bf16", "fp32"] = field(default="auto", metadata={"help": "auto: bf16 on a GPU that has it"})
-    features_gb: float = field(default=4.0, metadata={"help": "keep what the vision tower sees in memory up to this size"})
-    save_every: int = field(default=200, metadata={"help": "steps between checkpoints; the newest two are kept"})
+    features_gb: float = field(default=4.0, metadata={"help": "keep what the vision tower sees in memory up to this size", "min": 0})
+    save_every: int = field(default=200, metadata={"help": "steps between checkpoints; the newest two are kept", "min": 1})
     resume: bool = field(default=False, metadata={"help": "continue from the newest checkpoint"})
     skip_bad: bool = field(default=False, metadata={"help": "drop and count bad rows instead of stopping"})
-    show: int = field(default=0, metadata={"help": "print what is scored in the first N sets"})
-    seed: int = field(default=0, metadata={"help": "same seed, same bytes on one machine"})
+    show: int = field(default=0, metadata={"help": "print what is scored in the first N sets", "min": 0})
+    seed: int = field(default=0, metadata={"help": "same seed, same bytes on one machine (on a GPU: but for the order of sums)"})
 
 
 # ---- 1. model ---------------------------------------------------------------------------------------------------
@@ -76,7 +76,13 @@ def choose_trained(model, settings):
 
 def load_policy(settings):
     """The model to train, the parameters that train, and the context that its forward pass runs in."""
+    if settings.lora_rank and (Path(settings.model) / lora.CONFIG).is_file():
+        raise UserError(f"--lora-rank: {settings.model} is an adapter itself, and new ones would forget it; merge it first: python -c "
+                        f"\"from amp_min import mllm; m = mllm.load('{settings.model}'); m.model.save_pretrained('MERGED'); "
+                        "m.processor.save_pretrained('MERGED')\"")
     device = mllm.choose_device()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")          # fp32 products in TF32, or the small adapters would take most of the time
     dtype, why = mllm.choose_dtype(settings.dtype, device)
     print(f"{settings.model} on {device} in {dtype}: {why}")
     config = mllm.read_config(settings.model)
@@ -110,12 +116,20 @@ def read_sets(m, settings):
     def on_bad(bad):
         dropped[bad.reason] = dropped.get(bad.reason, 0) + 1
 
-    for row in records.read(settings.preferences, "preference", settings.skip_bad, on_bad):
-        responses = row["responses"]
-        K = K or len(responses)
-        if len(responses) < K:
-            raise UserError(f"{settings.preferences}: row {row['id']!r} has {len(responses)} responses, --levels asks for {K}")
-        responses = responses[:1 if settings.loss == "sft" else K]
+    def usable(row):
+        nonlocal K
+        open_image(image_path(row, settings.preferences, settings.image_root))
+        n = len(row["responses"])
+        K = K or n
+        if n < K and settings.loss != "sft":
+            raise UserError(f"responses has {n} entries, " + (f"--levels asks for {K}" if settings.levels else f"the first row {K}; take --levels"))
+        if n > K and not settings.levels:
+            raise UserError(f"responses has {n} entries, the first row {K}; say with --levels how many of each row to learn from")
+        if settings.loss == "pro" and any(response.get("accuracy") is None for response in row["responses"][1:]):
+            raise UserError("responses lack an accuracy, which --loss pro weighs by; rank them with verify.py")
+
+    for row in records.read(settings.preferences, "preference", settings.skip_bad, on_bad, check_images=usable):
+        responses = row["responses"][:1 if settings.loss == "sft" else K]
         encoded = [mllm.encode(m, row["questions"], response["answers"]) for response in responses]
         longest = max(len(tokens) for tokens, _ in encoded)
         if longest > (limit := m.model.config.text_config.max_position_embeddings):
@@ -185,7 +199,8 @@ def train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, f
     lengths = [packing.length(tokens) for tokens in sets]
     per_epoch = math.ceil(len(sets) / settings.batch)
     steps = max(1, round(settings.epochs * per_epoch))
-    optimizer = torch.optim.AdamW(trained.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    on_gpu = m.device.type == "cuda"
+    optimizer = torch.optim.AdamW(trained.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=on_gpu or None)
     first = checkpoint.restore(folder, trained, optimizer) if settings.resume else 0
     log = checkpoint.open_log(folder / "log.jsonl", first)
     print(f"{len(sets)} sets x {settings.epochs:g} epochs / {settings.batch} a step = {steps} steps; "
@@ -221,7 +236,8 @@ def train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, f
         optimizer.step()
         optimizer.zero_grad()
         now = time.perf_counter()
-        log.write(checkpoint.log_line(step + 1, (step + 1) / per_epoch, loss, grad_norm, lr, seen, now - started))
+        log.write(checkpoint.log_line(step + 1, (step + 1) / per_epoch, loss, grad_norm, lr, seen, now - started,
+                                      settings.loss in ("mdpo", "kwise")))
         started = now
         if (step + 1) % settings.save_every == 0 and step + 1 < steps:
             checkpoint.save(folder, step + 1, trained, optimizer)

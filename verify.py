@@ -56,14 +56,14 @@ class Settings:
     encoder: str = field(metadata={"help": "CLIP or sentence encoder for chunks and sentences: a folder or a hub id"})
     out: str = field(metadata={"help": "ranked rows; settings and counts go to OUT.meta.json"})
     threshold: float = field(default=0.85, metadata={"help": "similarity above which a chunk counts as found; the "
-                                                             "paper's value, for CLIP: other encoders differ"})
+                                                             "paper's value, for CLIP: other encoders differ", "min": -1, "max": 1})
     method: Literal["chunks", "whole"] = field(default="chunks", metadata={
         "help": "chunks: Eq. 1-2, the paper's. whole: cosine of the whole answers, less for repeated words"})
     symmetric: bool = field(default=False, metadata={"help": "average recall with precision (not in the paper)"})
     attributes: bool = field(default=False, metadata={"help": "a match needs agreeing colours, numbers, sizes and "
                                                               "places (not in the paper)"})
     rows_at_once: int = field(default=256, metadata={"help": "rows parsed and encoded together; more is faster and "
-                                                             "takes more memory, the result is the same"})
+                                                             "takes more memory, the result is the same", "min": 1})
     skip_bad: bool = field(default=False, metadata={"help": "drop and count rows that cannot be used"})
     resume: bool = field(default=False, metadata={"help": "go on with OUT.part of an interrupted run"})
 

@@ -176,7 +176,7 @@ def gpu_rows(settings, device="cuda", shape=SHAPES["llava-1.5-7b"], rank=64):
     lora.add(m.model, rank)
     trained = lora.parameters(m.model)
     optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.0, fused=True)
-    known = next((peak for name, peak in PEAK_FLOPS.items() if device == "cuda" and name in torch.cuda.get_stopwatch.device_name()), None)
+    known = next((peak for name, peak in PEAK_FLOPS.items() if device == "cuda" and name in torch.cuda.get_device_name()), None)
     for K in settings.levels:
         sets, pixels = contenders.make_sets(shape, K, settings.seed)
         features, batches = mllm.look(m, pixels), [packing.pack([tokens], contenders.PAD) for tokens in sets]
@@ -208,7 +208,7 @@ def gpu_rows(settings, device="cuda", shape=SHAPES["llava-1.5-7b"], rank=64):
                    "tokens_per_set": {"ours": contenders.token_counts(K, sets)["ours"]},
                    "peak_mb": {"ours": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None},     # weights included
                    "flops_per_step": work, "share_of_bf16_peak": known and work / s["step"] / known,
-                   "device": stopwatch.device_name(), "versions": records.versions(), "measured": parts}
+                   "device": stopwatch.device_name(device), "versions": records.versions(), "measured": parts}
 
 
 # ---- 4. what is printed -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What keeps a training run safe: checkpoints that can be continued to the byte, the log, and the final folder.
+"""What keeps a training run safe: checkpoints that can be continued (on a CPU to the byte), the log, and the final folder.
 
 A run works in "<out>.part" and is renamed to <out> when it is complete, so <out> is never half a model.  A checkpoint
 holds the trained weights, the optimizer's state and torch's random state as safetensors (a pickle could run code), and
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from amp_min import folders, records
+from amp_min import folders, mllm, records
 from amp_min.checks import UserError
 from amp_min.losses import pair_indices
 
@@ -26,6 +26,8 @@ FREE = ("resume", "out", "show", "save_every")          # settings that may diff
 def facts(settings):
     """What a continuation must share with its beginning: settings, and the content of preferences and weights."""
     kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
+    device = mllm.choose_device()
+    kept |= {"device": str(device), "dtype": str(mllm.choose_dtype(settings.dtype, device)[0])}     # what "auto" came to
     return kept | {"sha256 of the preferences": records.sha256_file(settings.preferences),
                    "sha256 of the model": [records.sha256_file(path) for path in records.weights(settings.model)]}
 
@@ -124,7 +126,9 @@ def restore(folder, trained, optimizer):
             optimizer.state[p] = {key: state[f"{name}/{key}"].to("cpu" if key == "step" else p.device)
                                   for key in ("step", "exp_avg", "exp_avg_sq")}
     torch.set_rng_state(state["random/cpu"])
-    torch.cuda.set_rng_state_all([state[f"random/{i}"] for i in range(torch.cuda.device_count())])
+    for i in range(torch.cuda.device_count()):
+        if f"random/{i}" in state:                          # not when it was begun with fewer GPUs
+            torch.cuda.set_rng_state(state[f"random/{i}"], i)
     return int(found[-1].name.split("-")[1])
 
 
@@ -136,21 +140,23 @@ def open_log(path, steps):
     return open(path, "a", encoding="utf-8", buffering=1)
 
 
-def log_line(step, epoch, loss, grad_norm, lr, seen, seconds):
+def log_line(step, epoch, loss, grad_norm, lr, seen, seconds, compared=True):
     """One step as one line of JSON.
 
     logp and ratio are means over the step's sets, one figure per level, best first: log pi_theta(y_k), and how far it has
     moved from the reference.  accuracy is the share of *all* pairs i < j whose margin ratio_i - ratio_j is above zero,
     margin their mean.  A falling logp of the best answer is common in DPO; the penalty of Eq. 6 is there to stop it.
-    grad_norm is measured before clipping.
+    grad_norm is measured before clipping.  A loss without a reference is not `compared`: it has no ratio, accuracy, margin.
     """
     policy, ref = torch.cat([part[1] for part in seen]), torch.cat([part[2] for part in seen])   # (batch, K)
     ratio = policy - ref
     line = {"step": step, "epoch": round(epoch, 4), "loss": loss}
-    if policy.shape[1] > 1:
+    if compared:
         i, j = torch.tensor(pair_indices(policy.shape[1])).T
         margin = ratio[:, i] - ratio[:, j]                                                   # (batch, pairs)
         line |= {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean())}
-    line |= {"logp": policy.mean(0).tolist(), "ratio": ratio.mean(0).tolist(), "grad_norm": grad_norm, "lr": lr,
-             "tokens_per_second": round(sum(part[3] for part in seen) / seconds)}
+    line["logp"] = policy.mean(0).tolist()
+    if compared:
+        line["ratio"] = ratio.mean(0).tolist()
+    line |= {"grad_norm": grad_norm, "lr": lr, "tokens_per_second": round(sum(part[3] for part in seen) / seconds)}
     return json.dumps(line) + "\n"

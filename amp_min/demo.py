@@ -33,7 +33,7 @@ POLICY = "llava-13b"                            # what is trained; the paper tra
 MODELS = ("base", "sft", "dpo", "mdpo")
 
 # What each preset changes of the stages' defaults.  Rates, and MDPO's stronger penalty, were chosen on the tune split: among
-# thirteen settings for mdpo, five for sft and three for dpo.  At rates near theirs, DPO without the penalty drives the
+# nine settings for mdpo, five for sft and four for dpo.  At rates near theirs, DPO without the penalty drives the
 # log-probs of *both* answers down.
 PRESETS = {
     "demo": {"world": "", "clip": "", "llava": "", "generate": "--max-new-tokens 80", "train": "--epochs 7",

@@ -29,7 +29,7 @@ import torch
 
 from amp_min import judge, metrics, mllm, oracle, records, script
 from amp_min.checks import UserError
-from amp_min.pictures import image_path
+from amp_min.pictures import image_path, open_image
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Settings:
     data: str = field(metadata={"help": "benchmark folder"})
     out: str = field(metadata={"help": "results to write (JSON)"})
     image_root: str | None = field(default=None, metadata={"help": "folder of the pictures, when it is not --data"})
-    max_new_tokens: int = field(default=128, metadata={"help": "longest answer"})
-    batch: int = field(default=256, metadata={"help": "questions answered together"})
-    limit: int = field(default=0, metadata={"help": "use only the first N rows of each file; 0 uses all"})
+    max_new_tokens: int = field(default=128, metadata={"help": "longest answer", "min": 1})
+    batch: int = field(default=256, metadata={"help": "questions answered together", "min": 1})
+    limit: int = field(default=0, metadata={"help": "use only the first N rows of each file; 0 uses all", "min": 0})
     dtype: Literal["auto", "bf16", "fp32"] = field(default="auto", metadata={"help": "auto: bf16 on a GPU that has it"})
     resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
     seed: int = field(default=0, metadata={"help": "for the sampled descriptions"})
@@ -61,7 +61,8 @@ def read_benchmarks(settings):
     for name in ("captions", "pope", "mrhal"):
         path = Path(settings.data) / f"{name}.jsonl"
         if path.is_file():
-            found[name] = path, list(records.read(path, "prompt"))[:settings.limit or None]
+            see = lambda row: open_image(image_path(row, path, settings.image_root))
+            found[name] = path, list(records.read(path, "prompt", check_images=see))[:settings.limit or None]
     if not found:
         raise UserError(f"{settings.data}: holds none of captions.jsonl, pope.jsonl, mrhal.jsonl")
     for row in found["pope"][1] if "pope" in found else []:
@@ -97,7 +98,9 @@ def write_answers(benchmarks, settings, out):
 
 def load_model(settings):
     device = mllm.choose_device()
-    return mllm.load(settings.model, mllm.choose_dtype(settings.dtype, device)[0], device)
+    dtype, why = mllm.choose_dtype(settings.dtype, device)
+    print(f"{settings.model} on {device} in {dtype}: {why}")
+    return mllm.load(settings.model, dtype, device)
 
 
 def reply(m, path, rows, decoding, settings, desc):
@@ -154,13 +157,14 @@ def scores(said):
 
 def ask_a_judge(rows, said, path):
     """Dialogues that the oracle cannot judge become requests to an external judge."""
+    facts = {row["id"]: {"image_content": row["image_content"]} if "image_content" in row else {} for row in rows}
     rows = {row["id"]: (row["questions"], row["answers"]) for row in rows}
-    unjudged = [{"id": one["id"], "round": t, "question": question, "reference": reference, "answer": text}
+    unjudged = [{"id": one["id"], "round": t, "question": question, "reference": reference, "answer": text} | facts[one["id"]]
                 for one in said if one["benchmark"] == "mrhal" and "ratings" not in one
                 for t, (question, reference, text) in enumerate(zip(*rows[one["id"]], one["answers"]), start=1)]
     if unjudged:
         judge.write_requests(path, unjudged)
-        print(f"{path}: {len(unjudged)} requests for a judge")
+        print(f"{path}: {len(unjudged)} requests for a judge; python -m amp_min.judge reads its replies")
 
 
 def main(argv=None):

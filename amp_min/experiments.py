@@ -152,11 +152,11 @@ def do(typed, path, data):
 
 
 def levels_by_epoch(log):
-    """train.py's log -> for each epoch {"logp": (K,), "ratio": (K,)}, means over its steps, best level first."""
+    """train.py's log -> for each epoch {"logp": (K,), "ratio": (K,), if it has one}, means over its steps, best level first."""
     epochs = {}
     for step in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
         epochs.setdefault(math.ceil(step["epoch"]), []).append(step)
-    return [{key: np.mean([step[key] for step in steps], axis=0).tolist() for key in ("logp", "ratio")}
+    return [{key: np.mean([step[key] for step in steps], axis=0).tolist() for key in ("logp", "ratio") if key in steps[0]}
             for steps in epochs.values()]
 
 
@@ -200,12 +200,14 @@ def penalty_claims(results):
     """The log-probs themselves: how far each level has moved by the last epoch.  Only seeds can be resampled here."""
     moved = {name: np.array([[[ratio, 1] for ratio in result["levels"][-1]["ratio"]] for result in results[name]])
              for name in results}                                                                   # (seeds, K, 2)
-    off, best = moved["penalty-off"], moved["mdpo"]
-    start, says = np.zeros_like(off[:, :1]) + [0, 1], "the loss falls while the log-probs of both answers fall"
-    falls = [intervals.claim(f"no penalty: the log-prob of level {k} falls", says, off[:, k:k + 1], start, sign=-1)
-             for k in range(off.shape[1])]
-    text, says = "with the penalty the log-prob of level 0 ends higher than without", "what the penalty is for"
-    return [*falls, intervals.claim(text, says, best[:, :1], off[:, :1])]
+    says, claims, start = "the loss falls while the log-probs of both answers fall", [], np.array([0, 1])
+    for name, rate in (("penalty-off", "same learning rate"), ("penalty-off-slow", "DPO's learning rate")):
+        off = moved[name]
+        claims += [intervals.claim(f"no penalty, {rate}: the log-prob of level {k} falls", says, off[:, k:k + 1],
+                                   np.zeros_like(off[:, :1]) + start, sign=-1) for k in range(off.shape[1])]
+        claims.append(intervals.claim(f"with the penalty the log-prob of level 0 ends higher than without, {rate}",
+                                      "what the penalty is for", moved["mdpo"][:, :1], off[:, :1]))
+    return claims
 
 
 def orders_of(files):

@@ -3,6 +3,10 @@
     request  {"id": "d7", "round": 2, "question": "…", "reference": "…", "answer": "…", "prompt": "the judge's text"}
     reply    {"id": "d7", "round": 2, "reply": "The boat is red, not blue.\\nRating: 1"}
 
+    python -m amp_min.judge --requests results.requests.jsonl --replies replies.jsonl
+
+reads them back: Eq. 8 over what is rated, and a line for each reply that cannot be used.
+
 Departures from AMP's released scripts: one request a round (they ask for all ratings of a dialogue at once), a rubric
 in our own words, and no silent stand-ins. There, a reply that does not parse can take over the previous record's
 ratings; here it gets none, is listed with its reason, and the results say how many answers they rest on.
@@ -11,9 +15,11 @@ import json
 import os
 import re
 from collections import defaultdict
+from dataclasses import dataclass, field
 
+from amp_min import script
 from amp_min.metrics import mrhal
-from amp_min.records import UserError
+from amp_min.records import UserError, open_input
 
 FIELDS = ("id", "round", "question", "reference", "answer")
 
@@ -151,3 +157,26 @@ def results(ratings):
         "dialogues": len(dialogues), "dialogues_unrated": len(dialogues) - len(rated),
         **(mrhal(rated) if rated else dict.fromkeys(names)),
     }
+
+
+@dataclass
+class Settings:
+    requests: str = field(metadata={"help": "requests, as amp_min.evaluate wrote them"})
+    replies: str = field(metadata={"help": "the judge's replies (JSONL)"})
+
+
+def main(argv=None):
+    settings = script.command_line(Settings, argv, __doc__)
+    with open_input(settings.requests) as file:
+        try:
+            asked = [{key: request[key] for key in ("id", "round")} for request in map(json.loads, file)]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{settings.requests}: is not a file of requests, one object with id and round a line") from None
+    ratings, report = read_replies(settings.replies, asked)
+    for one in report:
+        print(f"{settings.replies}:{one['line'] or '-'}: {one['problem']} (id {one['id']!r}, round {one['round']})")
+    print(json.dumps(results(ratings), indent=2))
+
+
+if __name__ == "__main__":
+    script.run(main)

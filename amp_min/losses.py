@@ -92,7 +92,10 @@ class _HeadLogps(torch.autograd.Function):
         return d_hidden, d_weight, d_bias, None, None
 
 
-def token_logps(hidden, weight, targets, bias=None, chunk=128):
+CHUNK = 128                         # scored tokens whose logits exist at once
+
+
+def token_logps(hidden, weight, targets, bias=None, chunk=CHUNK):
     """The same log-probs from hidden states, for scored tokens only, without ever holding N x V logits.
 
     hidden (N,D): the state at the position *before* each target; weight (V,D), bias (V,): the language model's head;

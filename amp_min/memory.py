@@ -1,7 +1,7 @@
 """How much memory a training run takes, said before anything large is loaded.
 
-    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.7 for 1 set of 576 + 50 + 4 x 100
-    tokens; with a tenth to spare 17.8 GB: fits in 24 GB: yes
+    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.6 for 1 set of 576 + 50 + 4 x 100
+    tokens; with a tenth to spare 17.7 GB: fits in 24 GB: yes
 
 Parameters are counted on a skeleton, the model on torch's "meta" device: it has every shape and no numbers, so a 7B
 model takes half a second and no memory.  The counts are exact.  What the forward pass keeps for the backward pass is a
@@ -17,9 +17,10 @@ from dataclasses import replace
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from amp_min import losses
+
 GB = 2**30
 PROMPT, ANSWER = 50, 100            # text tokens of a prompt and of an answer, about what descriptions have
-CHUNK = 512                         # scored tokens whose logits exist at once, see losses.token_logps
 SPARE = 1.1                         # the allocator's gaps, the CUDA context and what is forgotten here
 
 
@@ -73,7 +74,7 @@ def estimate(model, settings, width, image_tokens):
     tokens = image_tokens + PROMPT + levels(settings) * ANSWER
     activations = kept(text, width, rank, sets, tokens, settings.gradient_checkpointing)
     # A chunk's logits, made again in the backward pass (losses.token_logps), with softmax and gradient beside them.
-    activations += 3 * min(CHUNK, sets * levels(settings) * ANSWER) * text.vocab_size * 4
+    activations += 3 * min(losses.CHUNK, sets * levels(settings) * ANSWER) * text.vocab_size * 4
     if rank == 0 and width < 4:                         # autocast's bf16 copies of the trained weights live as long
         activations += trained * width
     # What trains is fp32, and so is everything in full training: see train.load_policy.

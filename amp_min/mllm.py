@@ -64,10 +64,14 @@ def hub(load, name, **kwargs):
     """Call a `from_pretrained`; what can go wrong outside our code becomes one line that says what to do."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name}: has no config.json, so it is not a model folder")
+    pickles = [path.name for end in ("bin", "pt", "pth") for path in sorted(Path(name).glob(f"*.{end}"))]
+    if pickles and not any(Path(name).glob("*.safetensors")):
+        raise UserError(f"{name}: its weights are a pickle, {pickles[0]}, which can run code when it is read; only safetensors are read: "
+                        "save them as such where you trust the file")
     if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
         raise UserError(f"{name}: no such model folder")
     try:
-        return load(name, **kwargs)
+        return load(name, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise                                # script.run has better advice
@@ -156,7 +160,8 @@ def look(m, pixel_values, batch=64):
     config, tower = m.model.config, m.model.model.vision_tower
     seen = []
     for chunk in pixel_values.to(m.device, next(tower.parameters()).dtype).split(batch):
-        hidden = tower(chunk, output_hidden_states=True).hidden_states
+        with torch.autocast(m.device.type, enabled=False):                                  # the same inside a training step
+            hidden = tower(chunk, output_hidden_states=True).hidden_states
         layers = config.vision_feature_layer if isinstance(config.vision_feature_layer, (list, tuple)) else [config.vision_feature_layer]
         first = 0 if config.vision_feature_select_strategy == "full" else 1                 # "default" drops the class token
         seen.append(torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1))      # (chunk, P, D_vision)

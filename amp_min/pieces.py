@@ -55,12 +55,14 @@ def look_back(attention, query, key, value):
     return attention(query, key, value, hidden_from)[0]
 
 
-def look_back_over(attention, query, prefix, own):
-    """`look_back` at [prefix, own], each a (key, value); the joined copies are made again in the backward pass.
+def look_back_over(attention, query, prefix, own, join_again):
+    """`look_back` at [prefix, own], each a (key, value); with join_again, their joined copies are made anew in the backward pass.
 
     Autograd would keep K copies of the prefix's keys and values in every layer: a fifth of all activations.
     """
     key, value = (torch.cat(pair, dim=2) for pair in zip(prefix, own))                      # (1,H,m,d)
+    if not join_again:
+        return look_back(attention, query, key, value)
     # By address, as autograd hands over other Python objects. The hooks live as long as the graph: nothing joined in them.
     halves = {whole.data_ptr(): [half.detach() for half in pair] for whole, pair in zip((key, value), zip(prefix, own))}
     shape = key.shape
@@ -70,7 +72,7 @@ def look_back_over(attention, query, prefix, own):
         return look_back(attention, query, key, value)
 
 
-def attend(module, query, key, value, attention_mask, pieces=None, before=None, **settings):
+def attend(module, query, key, value, attention_mask, pieces=None, before=None, join_again=True, **settings):
     """Attention in the form that transformers calls: query (B,H,T,d), key and value (B,H,T,d) -> (B,T,H,d), None.
 
     before: keys and values of tokens that come first and have no query here. pieces: from `cut`; without them this is
@@ -90,7 +92,7 @@ def attend(module, query, key, value, attention_mask, pieces=None, before=None, 
         v_prefix, *v_answers, _ = value[b:b + 1].split([*lengths, padding], dim=2)
         out = [look_back(attention, q_prefix, k_prefix, v_prefix)]
         for q, k, v in zip(q_answers, k_answers, v_answers):
-            out.append(look_back_over(attention, q, (k_prefix, v_prefix), (k, v)))
+            out.append(look_back_over(attention, q, (k_prefix, v_prefix), (k, v), join_again))
         out.append(out[0].new_zeros(1, padding, *out[0].shape[2:]))                         # read by nobody
         rows.append(torch.cat(out, dim=1))                                                  # (1,T-first,H,d)
     return torch.cat(rows), None
@@ -107,8 +109,10 @@ def run(decoder, embeds, position_ids, segment, mask, first):
     (B,1,T,T) mask, called for short batches only. Everything else as in `packing.Batch`.
     """
     pieces = cut(segment) if segment.shape[1] >= DENSE_BELOW else None
-    attention = {"attention_mask": mask() if pieces is None else None, "pieces": pieces}
     *layers, last = decoder.layers
+    # Gradient checkpointing makes a whole layer anew; what a hook inside it kept would stay in memory, beside that.
+    checkpointing = last.gradient_checkpointing and last.training
+    attention = {"attention_mask": mask() if pieces is None else None, "pieces": pieces, "join_again": not checkpointing}
     cos, sin = decoder.rotary_emb(embeds, position_ids=position_ids)                        # (B,T,d) each
     hidden = embeds
     for layer in layers:

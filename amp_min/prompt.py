@@ -26,6 +26,9 @@ def conversation(m, questions, answers):
     the end-of-sequence token of its training, and llava-interleave's writes one line end more before an answer than it
     asks the model to continue behind.  What is asked counts: an answer is scored as the model would give it.
     """
+    for text in (*questions, *answers):
+        if special := next((token for token in m.tokenizer.all_special_tokens if token in text), None):
+            raise UserError(f"{text[:60]!r} holds {special!r}, a special token of {m.name}, which is not read as text; take it out")
     eos, pieces, messages, done = m.tokenizer.eos_token, [], [], ""
     for i, question in enumerate(questions):
         picture = [{"type": "image"}] if i == 0 else []

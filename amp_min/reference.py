@@ -74,12 +74,13 @@ def check_start(m, sets, ids, see, autocast, cached, settings):
 def must_agree(policy, ref, ids, m, autocast, settings):
     """Refuse to train when log-probs (B, K) of the policy before its first step are not the reference's, naming the rows.
 
-    Relative 1e-5 in float32, where sums near -900 round by 2e-4; 1e-2 in bf16, whose products keep 3 digits.
+    Relative 1e-5 in float32, where sums near -900 round by 2e-4; 1e-2 in bf16, whose products keep 3 digits, and there no
+    less than 0.2: a set's rounding depends on the others in its batch, and a short answer's log-prob can be near 0.
     """
     in_bf16 = next(m.model.parameters()).dtype == torch.bfloat16 or not isinstance(autocast, contextlib.nullcontext)
-    bound = 1e-2 if in_bf16 else 1e-5
+    bound, least = (1e-2, 20) if in_bf16 else (1e-5, 1)
     # Not "difference > bound": NaN is on no side of a bound.
-    wrong = (~((policy - ref).abs() <= bound * policy.abs().clamp(min=1))).any(1).nonzero().flatten().tolist()
+    wrong = (~((policy - ref).abs() <= bound * policy.abs().clamp(min=least))).any(1).nonzero().flatten().tolist()
     if wrong:
         raise UserError(f"{settings.preferences}: reference log-probs of row {', '.join(repr(ids[i]) for i in wrong)} are not the model's; "
                         f"delete {settings.preferences}.reference-*.safetensors")

@@ -12,6 +12,7 @@ A script's settings are one dataclass, so that names, defaults and reasons stand
 import argparse
 import dataclasses
 import errno
+import math
 import os
 import re
 import sys
@@ -28,7 +29,7 @@ def command_line(settings_cls, argv=None, description=""):
 
     Every field is a flag, unless its metadata says positional; a field without default is required. Types: str, int,
     float, Path, bool (--x / --no-x), list[...] (one or more values), Literal[...] (a choice), and any of them `| None`.
-    A wrong flag or value prints the usage and exits with status 2.
+    Metadata min, max and above (more than) bound a number.  A wrong flag prints the usage, and both end with status 2.
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,7 +49,16 @@ def command_line(settings_cls, argv=None, description=""):
         parser.add_argument(*words, help=text.replace("%", "%%"), **how, **how_to_parse(kinds[field.name]))
         if not required:         # here, not above: argparse would add the default to the help of bool flags once more
             parser.set_defaults(**{field.name: default})
-    return settings_cls(**vars(parser.parse_args(argv)))
+    settings = settings_cls(**vars(parser.parse_args(argv)))
+    for field in dataclasses.fields(settings_cls):
+        value, bounds = getattr(settings, field.name), field.metadata
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and not isinstance(number, bool) and not (
+                    math.isfinite(number) and bounds.get("min", number) <= number <= bounds.get("max", number)
+                    and number > bounds.get("above", -math.inf)):
+                wanted = [f"{word} {bounds[key]}" for key, word in (("min", "at least"), ("above", "more than"), ("max", "at most")) if key in bounds]
+                raise UserError(f"--{field.name.rstrip('_').replace('_', '-')} {number}: give a number{', ' * bool(wanted)}{' and '.join(wanted)}")
+    return settings
 
 
 def how_to_parse(kind):

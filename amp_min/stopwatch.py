@@ -61,8 +61,8 @@ def resident(field):
     return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
 
 
-def device_name():
-    if torch.cuda.is_available():
+def device_name(device="cpu"):
+    if device == "cuda":
         return torch.cuda.get_device_name()
     models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return f"CPU: {models[0] if models else 'unknown'}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"

@@ -48,11 +48,13 @@ TRAININGS = {
     "k5": Training("auto-check", options="--levels 5"),
     # the penalty of Eq. 6
     "penalty-off": Training("auto-check", options="--levels 4 --penalty 0"),
+    "penalty-off-slow": Training("auto-check", "dpo", "--levels 4 --penalty 0"),
     "penalty-all": Training("auto-check", options="--levels 4 --penalty-on all"),
-    # Table 4.  S>A is k2, and S>A, A>B + cross-level is k3.  A>C and B>C hold no standard answer, so no penalty either
+    # Table 4.  S>A is k2, and S>A, A>B + cross-level is k3.  A>C and B>C hold no standard answer, so nothing that the
+    # penalty could be on; the rate is DPO's, as wherever nothing holds the best answer up
     "s-b": Training("auto-check", options=pairs("S>B")), "s-a-b": Training("auto-check", options=pairs("S>A, A>B")),
     "s-a-b-c": Training("auto-check", options=pairs("S>A, A>B, B>C")),
-    "a-c": Training("auto-check", options=pairs("A>C")), "b-c": Training("auto-check", options=pairs("B>C")),
+    "a-c": Training("auto-check", "dpo", pairs("A>C")), "b-c": Training("auto-check", "dpo", pairs("B>C")),
     # Table 5
     "initial": Training("initial"), "symmetric": Training("symmetric"), "oracle": Training("oracle"),
     "noisy-100": Training("noisy-100"), "ig": Training("ig"), "ig-initial": Training("ig-initial"),
@@ -89,9 +91,11 @@ STUDIES = {
         [("mdpo", "k2"), ("k3", "k2"), ("mdpo", "k3"), ("mdpo", "k5")]),
     "penalty": Study(
         "The penalty of Eq. 6 and 7", "no table; section 3",
-        {"penalty-off": ("no penalty (Eq. 5)", None), "mdpo": ("penalty on the best answer (Eq. 7)", None),
+        {"penalty-off": ("no penalty (Eq. 5), same learning rate", None),
+         "penalty-off-slow": ("no penalty (Eq. 5), DPO's learning rate", None), "mdpo": ("penalty on the best answer (Eq. 7)", None),
          "penalty-all": ("penalty on every pair's winner", None)},
-        [("mdpo", "penalty-off"), ("mdpo", "penalty-all")], says="with the penalty, and on the best answer alone"),
+        [("mdpo", "penalty-off"), ("mdpo", "penalty-off-slow"), ("mdpo", "penalty-all")],
+        says="with the penalty, and on the best answer alone"),
     "table5": Study(
         "Table 5: who ranks", SCORES,
         {"mdpo": (AUTO, "3.17 / .35"), "initial": ("initial order: larger model first", "2.79 / .49"),

@@ -244,9 +244,9 @@ def test_a_study_as_a_process_and_once_more(tiny_run, tmp_path, capsys):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     found = json.loads((tmp_path / "penalty.json").read_text(encoding="utf-8"))
-    assert list(found["rows"]) == sorted(["penalty-off", "mdpo", "penalty-all"]) and found["seeds"] == [0]
+    assert list(found["rows"]) == sorted(["penalty-off", "penalty-off-slow", "mdpo", "penalty-all"]) and found["seeds"] == [0]
     assert {"machine", "versions", "claims"} <= found.keys()
-    assert len(found["claims"]) == 2 * len(studies.DECIDING) + 4 + 1
+    assert len(found["claims"]) == 3 * len(studies.DECIDING) + 2 * (4 + 1)
     for claim in found["claims"]:
         assert claim.keys() == {"claim", "paper", "ours", "interval", "verdict"}
         assert claim["verdict"] == intervals.verdict(claim["interval"])
@@ -258,7 +258,7 @@ def test_a_study_as_a_process_and_once_more(tiny_run, tmp_path, capsys):
 
     before = (tmp_path / "penalty.json").read_bytes()
     experiments.main(argv)                                          # nothing left to train: the same bytes again
-    assert "3 done before" in capsys.readouterr().out and (tmp_path / "penalty.json").read_bytes() == before
+    assert "4 done before" in capsys.readouterr().out and (tmp_path / "penalty.json").read_bytes() == before
 
 
 def test_without_a_demo_run_one_line_says_what_to_do(tmp_path):

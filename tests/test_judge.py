@@ -169,3 +169,13 @@ def test_there_and_back(tmp_path_factory, truth):
     assert ratings == truth
     assert {(entry["id"], entry["round"]) for entry in report} == {key for key in truth if truth[key] is None}
     assert judge.results(ratings)["rated"] == len(rows)
+
+
+def test_the_command_reads_what_came_back(tmp_path, capsys):
+    judge.write_requests(tmp_path / "requests", [item(turn=1), item(turn=2)])
+    path = replies(tmp_path / "replies", reply("Rating: 5", turn=1), reply("Rating: 5 or so, Rating: 4", turn=2))
+    judge.main(["--requests", str(tmp_path / "requests"), "--replies", str(path)])
+    printed = capsys.readouterr().out
+    first, rest = printed.split("\n", 1)
+    assert first == f"{path}:2: \"Rating:\" occurs 2 times, expected once (id 'd7', round 2)"
+    assert json.loads(rest) == judge.results({("d7", 1): 5, ("d7", 2): None})

@@ -283,7 +283,7 @@ def keeps_the_class_token(folder):
     (larger_vocabulary, "the tokenizer has .* tokens, the model .* embeddings"),
     (without_a_weight, "weights do not fit the model: missing keys .*layers.1"),
     (with_a_weight_too_many, "weights do not fit the model: unexpected keys .*layers.9"),
-    (only_a_pickle, "cannot be loaded"),
+    (only_a_pickle, "its weights are a pickle, pytorch_model.bin, which can run code"),
     (cut_short, "cannot be loaded"),
     (other_image_token, "image token '<image>' is not id 7"),
     (keeps_the_class_token, "the processor makes 9 image tokens, the vision tower 10"),
@@ -294,6 +294,17 @@ def test_folders_that_are_refused(family, tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         mllm.load(tmp_path / "m")
     assert str(caught.value).startswith(f"{tmp_path / 'm'}: ") and "\n" not in str(caught.value)
+
+
+def test_a_checkpoints_own_code_never_runs(tmp_path, monkeypatch):
+    """transformers would ask whether to run it: nobody is asked, and a "y" waiting on stdin changes nothing."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda *a: "y")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        mllm.read_config(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_names_that_are_no_folder(tmp_path):

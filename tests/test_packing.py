@@ -194,6 +194,24 @@ def test_pieces_with_gradient_checkpointing_and_in_float32():
         torch.testing.assert_close(grads(m, packed.sum()), want, rtol=1e-3, atol=1e-4)
 
 
+def test_checkpointing_keeps_nothing_inside_the_layers():
+    """What a hook inside a checkpointed layer keeps, checkpointing cannot drop: with it on, `pieces` uses no hook of its own."""
+    kept, hooks = [], torch.autograd.graph.saved_tensors_hooks
+    m, sets = make(torch.float32), [[encoding([(Q, [3] * k)]) for k in (2, 5)]]
+    m.model.gradient_checkpointing_enable({"use_reentrant": False})
+    m.model.train()
+    for layers_checkpoint in (True, False):
+        with pytest.MonkeyPatch.context() as patch, in_pieces(m, 0):
+            patch.setattr(packing.pieces.torch.autograd.graph, "saved_tensors_hooks", lambda *a: kept.append(a) or hooks(*a))
+            for layer in m.model.model.language_model.layers:
+                layer.gradient_checkpointing = layers_checkpoint
+            batch = packing.pack([packing.token_set(some) for some in sets], PAD)
+            packing.set_logps(m, batch, pictures(1, torch.float32))
+        own = [a for a in kept if a[0].__module__ == packing.pieces.__name__]
+        assert bool(own) == (not layers_checkpoint)
+        kept.clear()
+
+
 def test_pieces_never_score_more_than_they_must(monkeypatch):
     """Scores computed in each layer: the prefix and each answer back to its beginning, and no query of the prefix at the end."""
     seen, K, n = [], 3, 5

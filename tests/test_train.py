@@ -373,3 +373,38 @@ def test_an_answer_longer_than_the_model_reads_is_named(run, tmp_path, rows):
     write(tmp_path / "preferences.jsonl", rows)
     with pytest.raises(UserError, match=f"row '{rows[3]['id']}' needs .* tokens, .* reads 1024"):
         run("out")
+
+
+def test_pro_needs_accuracies(run, rows, tmp_path):
+    """Without them every reward is equal, and PRO is supervised training on the best answer."""
+    bare = [row | {"responses": [{key: r[key] for key in ("source", "answers")} for r in row["responses"]]} for row in rows]
+    write(tmp_path / "preferences.jsonl", bare)
+    with pytest.raises(UserError, match="jsonl:1: responses lack an accuracy, which --loss pro"):
+        run("pro", "--loss", "pro")
+
+
+def test_adapters_do_not_go_on_adapters(run):
+    """The second adapter folder would name the first one's base, and what the first had learned would be gone."""
+    folder, _ = run("first", "--lora-rank", "2", "--epochs", "0.1")
+    with pytest.raises(UserError, match="is an adapter itself, and new ones would forget it; merge it first"):
+        run("second", "--lora-rank", "2", "--model", str(folder))
+
+
+def test_rows_of_mixed_length_are_never_cut_in_silence(run, rows, tmp_path, capsys):
+    short = rows[1] | {"responses": rows[1]["responses"][:2]}
+    for order, problem in (([rows[0], short], "jsonl:2: responses has 2 entries, the first row 3"),
+                           ([short, rows[0]], "jsonl:2: responses has 3 entries, the first row 2; say with --levels")):
+        write(tmp_path / "preferences.jsonl", order)
+        with pytest.raises(UserError, match=problem):
+            run("mixed")
+    run("dropped", "--skip-bad", "--batch", "1", "--epochs", "1")
+    assert "dropped 1 rows: " in capsys.readouterr().out
+
+
+def test_a_special_token_in_an_answer_is_refused(run, rows, tmp_path):
+    """The end-of-sequence token would end what is scored, and the rest of the answer would be gone."""
+    bad = json.loads(json.dumps(rows[0]))
+    bad["responses"][1]["answers"][0] = "No.</s> There is a cat."
+    write(tmp_path / "preferences.jsonl", [bad])
+    with pytest.raises(UserError, match="'</s>', a special token of"):
+        run("special")
