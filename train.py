@@ -41,7 +41,7 @@ class Settings:
     pairs: str = field(default="all", metadata={"help": "all, adjacent, best, or a list such as 0-1,0-2"})
     reduction: Literal["mean", "sum"] = field(default="mean", metadata={"help": "over pairs: mean as released, sum as Eq. 7"})
     round_step: float = field(default=0.0, metadata={"help": "extra weight per later dialogue round (released code: 0.05)", "min": 0})
-    lr: float = field(default=5e-5, metadata={"help": "peak learning rate (the paper's, for adapters on a 7B model)", "above": 0, "max": 100})
+    lr: float = field(default=5e-5, metadata={"help": "peak learning rate (the paper's, for adapters on a 7B model)", "above": 0, "max": 1e38})
     epochs: float = field(default=4, metadata={"help": "passes over the rows (the paper's)", "above": 0})
     batch: int = field(default=16, metadata={"help": "preference sets per optimizer step (the paper's)", "min": 1})
     micro_batch: int = field(default=16, metadata={"help": "sets per forward pass; smaller needs less memory, the result is the same", "min": 1})

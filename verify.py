@@ -56,7 +56,7 @@ class Settings:
     encoder: str = field(metadata={"help": "CLIP or sentence encoder for chunks and sentences: a folder or a hub id"})
     out: str = field(metadata={"help": "ranked rows; settings and counts go to OUT.meta.json"})
     threshold: float = field(default=0.85, metadata={"help": "similarity above which a chunk counts as found; the "
-                                                             "paper's value, for CLIP: other encoders differ", "min": -1, "max": 1})
+                                                             "paper's value, for CLIP: other encoders differ"})
     method: Literal["chunks", "whole"] = field(default="chunks", metadata={
         "help": "chunks: Eq. 1-2, the paper's. whole: cosine of the whole answers, less for repeated words"})
     symmetric: bool = field(default=False, metadata={"help": "average recall with precision (not in the paper)"})

@@ -44,7 +44,7 @@ class Settings:
     clip_steps: int = field(default=420, metadata={"help": "contrastive steps; with half of them every LLaVA on top reads pictures far worse", "min": 1})
     steps: int = field(default=1100, metadata={"help": "steps of each LLaVA; yes/no questions are learned only after 600 or so", "min": 1})
     batch: int = field(default=16, metadata={"help": "conversations a step (CLIP: eight times as many pictures)", "min": 1})
-    lr: float = field(default=2e-3, metadata={"help": "peak learning rate of llava-7b; wider models take less, CLIP three quarters", "above": 0, "max": 100})
+    lr: float = field(default=2e-3, metadata={"help": "peak learning rate of llava-7b; wider models take less, CLIP three quarters", "above": 0, "max": 1e38})
     increments: int = field(default=3, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets", "min": 1})
     base: str | None = field(default=None, metadata={"help": "model that --increments starts from"})
     resume: bool = field(default=False, metadata={"help": "skip the models that are complete"})

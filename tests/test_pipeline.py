@@ -317,7 +317,7 @@ def test_model_folders_that_are_none(family, tiny_world, tmp_path, capsys):
                             (evaluate.main, ["--data", tiny_world / "eval", "--model"])):
             refused(main, [*flags, model, "--out", out], out, capsys, f"{model}: ", message)
     refused(train.main, ["--preferences", preferences, "--image-root", tiny_world / "preference", "--model", family / "llava-2b",
-                         "--levels", 3, "--out", out], out, capsys, f"row '{row['id']}' has 2 responses, --levels asks for 3")
+                         "--levels", 3, "--out", out], out, capsys, "preferences.jsonl:1: responses has 2 entries, --levels asks for 3")
 
 
 @pytest.mark.parametrize("flags, message", [

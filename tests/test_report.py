@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -190,6 +191,25 @@ def test_texts_of_rows_stay_texts(run):
     assert tree.of("script") == []
     assert "".join(text for _, text in tree.texts).count("<script>alert('x')</script>") == 2 + 3 * 3 + 2 + 4
     assert tree.of("img")[-1]["alt"] == f"{EVIL} {EVIL}"
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
+def test_a_browser_shows_hostile_text_and_runs_none_of_it(run):
+    """The page as the browser has it after running what it would run: the text is there, and the title is ours."""
+    evil = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\"> a red car"
+    for path in run.rglob("*.jsonl"):
+        path.write_text(path.read_text(encoding="utf-8").replace(json.dumps(BASE)[1:-1], json.dumps(evil)[1:-1]), encoding="utf-8")
+    made(run)
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=360,800", "--virtual-time-budget=2000",
+               f"--user-data-dir={run / 'browser'}", "--dump-dom", (run / "page/report.html").as_uri()]
+    dom = Tree(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
+    assert "ran" not in [data for tag, data in dom.texts if tag == "title"]
+    assert dom.of("script") == [] and not any("onerror" in attributes for _, attributes in dom.tags)
+    assert "<script>document.title='ran'</script>" in "".join(data for _, data in dom.texts)
+
 
 
 # ---- sections ---------------------------------------------------------------------------------------------------

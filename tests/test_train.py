@@ -353,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--levels", "4"], "has 3 responses, --levels asks for 4"),
+    (["--levels", "4"], "jsonl:1: responses has 3 entries, --levels asks for 4"),
     (["--pairs", "2-0"], r"--pairs 2-0: pairs\[0\] is \(2, 0\)"),
     (["--pairs", "nonsense"], "--pairs nonsense"),
     (["--train-projector", "--lora-rank", "2"], "--train-projector goes with full training"),
