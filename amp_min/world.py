@@ -262,11 +262,11 @@ def finetune_rows(n, settings):
 
 
 def preference_rows(n, settings):
-    """Half descriptions, half dialogues of two yes/no questions and another, all true; the standard answers of stage 1."""
+    """Half descriptions, half dialogues of two yes/no questions and two others, all true; the standard answers of stage 1."""
     rng = random.Random(f"{settings.seed} preference texts")
     for i, scene in enumerate(scenes("preference", n, settings.seed)):
-        questions = ["existence", "existence", rng.choice(ASPECTS[2:])]
-        yield scene, dialogue(scene, rng, ["description"] if i % 2 == 0 else rng.sample(questions, 3))
+        questions = ["existence", "existence", *rng.sample(ASPECTS[2:], 2)]
+        yield scene, dialogue(scene, rng, ["description"] if i % 2 == 0 else rng.sample(questions, 4))
 
 
 def pope_questions(scene, seen, together, rng):
