@@ -58,7 +58,7 @@ def read_prompts(settings, dropped=None):
     """The prompt rows whose pictures open, in order."""
     return records.read(settings.prompts, "prompt", settings.skip_bad,
                         on_bad=lambda bad: dropped is not None and dropped.update([bad.reason]),
-                        check_images=lambda row: open_image(image_path(row, settings.prompts, settings.image_root)))
+                        check=lambda row: open_image(image_path(row, settings.prompts, settings.image_root)))
 
 
 def write_answers(name, path, settings):

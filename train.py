@@ -128,7 +128,7 @@ def read_sets(m, settings):
         if settings.loss == "pro" and any(response.get("accuracy") is None for response in row["responses"][1:]):
             raise UserError("responses lack an accuracy, which --loss pro weighs by; rank them with verify.py")
 
-    for row in records.read(settings.preferences, "preference", settings.skip_bad, on_bad, check_images=usable):
+    for row in records.read(settings.preferences, "preference", settings.skip_bad, on_bad, check=usable):
         responses = row["responses"][:1 if settings.loss == "sft" else K]
         encoded = [mllm.encode(m, row["questions"], response["answers"]) for response in responses]
         longest = max(len(tokens) for tokens, _ in encoded)

@@ -105,17 +105,13 @@ def rows_to_rank(settings, out):
     def drop(bad):
         out.dropped[bad.reason] += 1
 
-    for row in records.read(settings.candidates, "candidate", settings.skip_bad, drop):
+    def standard_first(row):
         first, *others = [response["source"] for response in row["responses"]]
-        if first == "standard" and "standard" not in others:
-            if row["id"] not in out.done:
-                yield row
-            continue
-        bad = BadRow('responses[0], and no other, must have source "standard"; put the ground-truth answer there',
-                     f"{settings.candidates}: row {row['id']!r}")
-        if not settings.skip_bad:
-            raise bad
-        drop(bad)
+        if first != "standard" or "standard" in others:
+            raise BadRow('responses[0], and no other, must have source "standard"; put the ground-truth answer there')
+
+    rows = records.read(settings.candidates, "candidate", settings.skip_bad, drop, standard_first)
+    return (row for row in rows if row["id"] not in out.done)
 
 
 def parse_answers(nlp, block):

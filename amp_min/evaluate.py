@@ -62,7 +62,7 @@ def read_benchmarks(settings):
         path = Path(settings.data) / f"{name}.jsonl"
         if path.is_file():
             see = lambda row: open_image(image_path(row, path, settings.image_root))
-            found[name] = path, list(records.read(path, "prompt", check_images=see))[:settings.limit or None]
+            found[name] = path, list(records.read(path, "prompt", check=see))[:settings.limit or None]
     if not found:
         raise UserError(f"{settings.data}: holds none of captions.jsonl, pope.jsonl, mrhal.jsonl")
     for row in found["pope"][1] if "pope" in found else []:

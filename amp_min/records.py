@@ -33,12 +33,13 @@ MAX_LINE = 64 * 2**20            # bytes; keeps a file without line ends from fi
 
 # ---- read -----------------------------------------------------------------------------------------------------------
 
-def read(path, kind, skip_bad=False, on_bad=None, check_images=None):
+def read(path, kind, skip_bad=False, on_bad=None, check=None):
     """Yield the rows of a JSONL file in order, each checked; one line is in memory at a time.
 
     kind: "prompt" | "candidate" | "preference". A bad row raises BadRow, or with `skip_bad` is left out and handed
-    to `on_bad(bad_row)`. `check_images(row)` may raise UserError when the row's picture cannot be used; such a row is
-    bad too. A byte-order mark, CRLF line ends and blank lines are accepted. A file without a usable row raises.
+    to `on_bad(bad_row)`. `check(row)` may raise UserError for a row that the caller cannot use (its picture is lost,
+    say); such a row is bad too. A byte-order mark, CRLF line ends and blank lines are accepted. A file without a
+    usable row raises.
     """
     first_line = {}              # hash of id -> line: 64 bits an id are enough to see a duplicate, and stay small
     number = kept = 0
@@ -53,8 +54,8 @@ def read(path, kind, skip_bad=False, on_bad=None, check_images=None):
             try:
                 row = parse(line)
                 check_row(row, kind)
-                if check_images is not None:
-                    check_images(row)
+                if check is not None:
+                    check(row)
                 # Last, so that a row dropped for another reason does not make a later, good one a duplicate.
                 first = first_line.setdefault(hash(row["id"]), number)
                 if first != number:
@@ -124,9 +125,10 @@ class Writer:
                     out.write(...)
 
     Rows go to "<path>.part"; the final name appears only when all is written, so it never holds half a file. An
-    exception leaves the .part (and says so in a note on the exception); `resume` then keeps its whole rows and puts
-    their ids (or what `key` makes of a row) in `done`. With other settings or other input contents than before, resume raises UserError instead: half
-    a file from one run and half from another is worse than none. A finished file resumes with nothing left to do.
+    exception leaves the .part, if it has a row (and says so in a note on the exception); `resume` then keeps its whole
+    rows and puts their ids (or what `key` makes of a row) in `done`. With other settings or other input contents than
+    before, resume raises UserError instead: half a file from one run and half from another is worse than none. A
+    finished file resumes with nothing left to do.
 
     settings: JSON-like dict; its key "resume" is left out. inputs: the files that the rows are made from.
     dropped: Counter of reason -> rows, for the caller to fill; it goes to "<path>.meta.json" with settings, sha256 of
@@ -204,19 +206,28 @@ class Writer:
     def __exit__(self, kind, error, traceback):
         kept = len(self.done) + self.written
         if error is not None:
-            error.add_note(f"{kept} finished rows are in {self.part}; the same command with --resume continues there")
             with contextlib.suppress(OSError):       # closing fails again on a full disk: the first error says more
                 self.file.close()
+            if kept:
+                error.add_note(f"{kept} finished rows are in {self.part}; the same command with --resume continues there")
+            else:
+                self.leave_nothing()                 # refused at its first row
             return
         os.fsync(self.file.fileno())
         self.file.close()
         dropped = dict(self.dropped)
         if kept == 0:
+            self.leave_nothing()
             raise UserError(f"{self.path}: not written, no row was left; dropped: {dropped}")
         rows = {"read": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
         seconds = round(time.perf_counter() - self.started, 3)
         write_json(f"{self.path}.meta.json", self.run | {"rows": rows, "versions": versions(), "seconds": seconds})
         os.replace(self.part, self.path)
+        self.leave_nothing()
+
+    def leave_nothing(self):
+        """Remove the unfinished file and its settings."""
+        self.part.unlink(missing_ok=True)
         Path(f"{self.part}.meta.json").unlink(missing_ok=True)
 
 

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from amp_min import oracle, records, script
-from amp_min.checks import BadRow
+from amp_min.checks import BadRow, check_texts, is_finite
 from amp_min.pictures import image_path, open_image
 
 MODELS = ["base", "sft", "dpo", "mdpo"]
@@ -128,10 +128,48 @@ def parse(data, place):
         raise BadRow(error.problem, place) from None
 
 
-def read_lines(path):
-    """The objects of a log or an answers file, none when there is no such file."""
+def read_lines(path, check):
+    """The objects of a log or an answers file, none when there is no such file.  check(line) may raise BadRow."""
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    return [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    found = [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    for number, line in enumerate(found, 1):
+        try:
+            check(line)
+        except BadRow as error:
+            raise BadRow(error.problem, f"{path}:{number}") from None
+    return found
+
+
+def check_numbers(found, keys, name):
+    """BadRow unless found is an object whose keys, where it has them, are finite numbers or null (not measured)."""
+    if not isinstance(found, dict):
+        raise BadRow(f"{name} is not an object; run the stage that writes it again")
+    for key in keys:
+        if found.get(key) is not None and not is_finite(found[key]):
+            raise BadRow(f"{name}.{key} is not a finite number; run the stage that writes it again")
+
+
+def check_results(results):
+    models = results.get("models") or {}
+    check_numbers(models, (), "models")
+    for model in MODELS:
+        check_numbers(models.get(model) or {}, [key for group in METRICS.values() for key, _, _ in group], f"models.{model}")
+    check_numbers(results.get("autocheck") or {}, AGREEMENT, "autocheck")
+    check_numbers(results.get("seconds") or {}, results.get("seconds") or (), "seconds")
+    check_numbers(results.get("versions") or {}, (), "versions")
+
+
+def check_answers(line):
+    for key in ("id", "benchmark"):
+        if not isinstance(line.get(key), str):
+            raise BadRow(f"{key} is no text; evaluate the model again")
+    check_texts(line.get("answers"), "answers", may_be_empty=True)
+
+
+def check_log(line):
+    ratio = line.get("ratio", [])                  # supervised training has none
+    if not is_finite(line.get("loss")) or not isinstance(ratio, list) or not all(map(is_finite, ratio)):
+        raise BadRow("loss or ratio is not made of finite numbers; train the model again")
 
 
 def ordinal(k):
@@ -167,7 +205,7 @@ answer a picture. mdpo: on all levels. This is one run with one seed: small diff
 def descriptions(run):
     path, said = run / "world/eval/captions.jsonl", {}
     for model in ("base", "mdpo"):
-        said[model] = {line["id"]: line["answers"] for line in read_lines(run / f"evaluate/{model}.json.answers.jsonl")
+        said[model] = {line["id"]: line["answers"] for line in read_lines(run / f"evaluate/{model}.json.answers.jsonl", check_answers)
                        if line["benchmark"] == "captions_sampled"}
     if not path.is_file() or not any(said.values()):
         return missing("There are no sampled descriptions: python -m amp_min.evaluate was not run.")
@@ -205,17 +243,17 @@ def rankings(run):
 
 def agreement(results):
     found = results.get("autocheck") or {}
-    if rows := [(name, f"{found[key]:.1%}") for key, name in AGREEMENT.items() if key in found]:
+    if rows := [(name, f"{found[key]:.1%}") for key, name in AGREEMENT.items() if found.get(key) is not None]:
         return "<p>Pairs of generated answers that the oracle tells apart; tossing a coin gives 50%.</p>" + table(rows)
     return missing("results.json holds no agreement: verify.py was not run, or nothing could judge its order.")
 
 
 def curves(run):
-    logs = {model: read_lines(run / f"models/{model}/log.jsonl") for model in MODELS[1:]}
+    logs = {model: read_lines(run / f"models/{model}/log.jsonl", check_log) for model in MODELS[1:]}
     parts = [missing(f"There is no log of {model}: it was not trained.") for model in logs if not logs[model]]
     charts = [chart(f"{model}: loss, nats", {"": [line["loss"] for line in log]}) for model, log in logs.items() if log]
     if logs["mdpo"]:
-        levels = zip(*(line["ratio"] for line in logs["mdpo"]))                             # K levels, one value a step
+        levels = zip(*(line.get("ratio", []) for line in logs["mdpo"]))                     # K levels, one value a step
         named = {ordinal(k): values for k, values in enumerate(levels)}
         charts.insert(0, chart("mdpo: log-prob ratio of each level to the reference, nats", named))
         parts.append("<p>The ratio is log π(answer) − log π<sub>ref</sub>(answer), summed over an answer’s tokens and "
@@ -225,7 +263,8 @@ def curves(run):
 
 
 def costs(results):
-    seconds = sorted((results.get("seconds") or {}).items(), key=lambda stage: stage[0] == "total")    # the total last
+    seconds = [(stage, s) for stage, s in (results.get("seconds") or {}).items() if s is not None]
+    seconds.sort(key=lambda stage: stage[0] == "total")                                                # the total last
     facts = {"machine": results.get("machine"), "seed": results.get("seed")} | (results.get("versions") or {})
     return ((table((stage, f"{s:.1f} s") for stage, s in seconds) if seconds else missing("Times were not recorded."))
             + table((name, value) for name, value in facts.items() if value is not None))
@@ -303,6 +342,10 @@ def main(argv=None):
     run, out = Path(settings.run), Path(settings.out)
     with records.open_input(run / "results.json") as file:
         results = parse(file.read(), run / "results.json")
+    try:
+        check_results(results)
+    except BadRow as error:
+        raise BadRow(error.problem, run / "results.json") from None
     text = page(run, results)
     out.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{out}.tmp").write_text(text, encoding="utf-8", newline="\n")

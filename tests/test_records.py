@@ -346,6 +346,15 @@ def test_the_meta_file_holds_what_a_reader_needs(tmp_path):
     assert meta["seconds"] >= 0 and set(meta["versions"]) == {"python", "torch", "transformers", "spacy"}
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_run_without_a_row_leaves_nothing(tmp_path, refused):
+    with pytest.raises(UserError) as error, records.Writer(tmp_path / "out.jsonl", {}, []) as out:
+        if refused:
+            raise UserError("the first row is bad")
+        out.dropped["bad"] += 1
+    assert list(tmp_path.iterdir()) == [] and not getattr(error.value, "__notes__", [])
+
+
 def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path):
     write_all(tmp_path / "whole.jsonl", 9)
     path = tmp_path / "out.jsonl"

@@ -350,6 +350,33 @@ def test_results_that_cannot_be_read(tmp_path, content, problem):
         report.main(["--run", str(tmp_path), "--out", str(tmp_path / "r.html")])
 
 
+@pytest.mark.parametrize("path, content, problem", [
+    ("results.json", {"models": [1]}, "models is not an object"),
+    ("results.json", {"models": {"base": 5}}, "models.base is not an object"),
+    ("results.json", {"models": {"mdpo": {"chair_i_sampled": "0.1"}}}, "models.mdpo.chair_i_sampled is not a finite number"),
+    ("results.json", {"autocheck": {"agreement_initial": []}}, "autocheck.agreement_initial is not a finite number"),
+    ("results.json", {"seconds": {"train": {}}}, "seconds.train is not a finite number"),
+    ("results.json", {"versions": "3.11"}, "versions is not an object"),
+    ("models/mdpo/log.jsonl", {"step": 1}, "loss or ratio"),
+    ("models/mdpo/log.jsonl", {"loss": 0.1, "ratio": ["0"]}, "loss or ratio"),
+    ("evaluate/base.json.answers.jsonl", {"id": "a", "answers": ["b"]}, "benchmark is no text"),
+    ("evaluate/base.json.answers.jsonl", {"id": "a", "benchmark": "pope", "answers": "b"}, "answers is a string"),
+])
+def test_what_the_page_cannot_write_is_named(run, path, content, problem):
+    (run / path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    with pytest.raises(BadRow, match=re.escape(f"{path}") + rf"(:1)?: {re.escape(problem)}"):
+        made(run)
+    assert not (run / "page").exists()
+
+
+def test_figures_that_were_not_measured_are_left_out(run):
+    results = {"models": {"base": None, "mdpo": {"chair_i_sampled": None}}, "seconds": {"train": None, "total": 3.0},
+               "autocheck": {"agreement_initial": None, "agreement_autocheck": 0.75}}
+    (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    page = made(run)
+    assert section(page, "Is the auto-check’s order right?").count("75.0%") == 1 and "3.0 s" in section(page, "Time, machine and versions")
+
+
 def test_as_a_command(tmp_path):
     done = subprocess.run([sys.executable, "-m", "amp_min.report", "--run", tmp_path / "none", "--out", tmp_path / "r"],
                           cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)

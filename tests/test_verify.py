@@ -161,7 +161,7 @@ def no_standard():
 
 
 @pytest.mark.parametrize("rows, flags, message", [
-    ([ROWS[0], no_standard()], [], "in.jsonl: row 'r9': responses[0], and no other, must have source \"standard\""),
+    ([ROWS[0], no_standard()], [], "in.jsonl:2: responses[0], and no other, must have source \"standard\""),
     ([row("r9", "A dog.", ["A cat.", "A tree."])], [], "in.jsonl:1: responses[1].answers has 2 entries"),
     (["{"], [], "in.jsonl:1: line is not JSON"),
     ([], [], "in.jsonl"),
