@@ -17,7 +17,7 @@ import torch
 from amp_min import autocheck, chunks, losses, mllm, oracle, packing, records, script, svg
 from amp_min.demo import POLICY
 from amp_min.pictures import image_path
-from amp_min.report import ordinal, read_lines
+from amp_min.report import check_answers, check_log, ordinal, read_lines
 
 SETS = 128                       # preference sets and descriptions that are averaged over
 
@@ -36,8 +36,8 @@ def first_rows(path, kind, n):
 
 def said_by(run, model):
     """Sampled descriptions of the evaluation scenes: id -> text."""
-    return {line["id"]: line["answers"][0] for line in read_lines(run / f"evaluate/{model}.json.answers.jsonl")
-            if line["benchmark"] == "captions_sampled"}
+    lines = read_lines(run / f"evaluate/{model}.json.answers.jsonl", check_answers)
+    return {line["id"]: line["answers"][0] for line in lines if line["benchmark"] == "captions_sampled"}
 
 
 def token_logps(m, encoded, path):
@@ -201,14 +201,14 @@ def win_order(run):
 
 def win_policy(run):
     ref, counts, found = ratios(run, ["dpo", "mdpo"], first_rows(run / "preferences.jsonl", "preference", SETS))
-    numbers = {name: wins(values) for name, values in found.items()}
+    numbers = {name: wins(values.round(decimals=3)) for name, values in found.items()}  # of equal answers none wins by rounding
     title = "Two tables: in how many sets level i's log-prob ratio beats level j's, after binary DPO and after MDPO"
     return two_matrices(title, numbers, {"dpo": "binary DPO: row beats column", "mdpo": "MDPO, K = 4"}), {
         "win_policy": numbers, "reference": {"logp": ref.mean(0).tolist(), "tokens": counts.double().mean(0).tolist()}}
 
 
 def level_curves(run, model):
-    log = read_lines(run / f"models/{model}/log.jsonl")
+    log = read_lines(run / f"models/{model}/log.jsonl", check_log)
     return {f"y{k}": list(values) for k, values in enumerate(zip(*(line["ratio"] for line in log)))}
 
 
@@ -234,7 +234,7 @@ def penalty(run):
 
 
 def training(run):
-    log, parts = read_lines(run / "models/mdpo/log.jsonl"), []
+    log, parts = read_lines(run / "models/mdpo/log.jsonl", check_log), []
     for n, (key, name) in enumerate({"loss": "loss, nats", "lr": "learning rate", "grad_norm": "gradient norm"}.items()):
         parts += svg.chart(10 + 248 * n, 16, 262, 230, name, {"": [line[key] for line in log]})
     return svg.card("MDPO's training: loss, learning rate and gradient norm over the optimizer steps", 260, parts), {}

@@ -205,8 +205,8 @@ answer a picture. mdpo: on all levels. This is one run with one seed: small diff
 def descriptions(run):
     path, said = run / "world/eval/captions.jsonl", {}
     for model in ("base", "mdpo"):
-        said[model] = {line["id"]: line["answers"] for line in read_lines(run / f"evaluate/{model}.json.answers.jsonl", check_answers)
-                       if line["benchmark"] == "captions_sampled"}
+        lines = read_lines(run / f"evaluate/{model}.json.answers.jsonl", check_answers)
+        said[model] = {line["id"]: line["answers"] for line in lines if line["benchmark"] == "captions_sampled"}
     if not path.is_file() or not any(said.values()):
         return missing("There are no sampled descriptions: python -m amp_min.evaluate was not run.")
     parts = [f"<p>The first {EXAMPLES} scenes of the evaluation set in the order of its file, not the flattering ones. "
