@@ -208,7 +208,9 @@ def test_random_moments_of_every_stage(start, kills, tiny_world, family, rows, t
 def test_ctrl_c_says_what_is_saved(stage, sign, says, tiny_world, family, rows, tmp_path):
     work = tmp_path / "work"
     lay_out(work, stage, rows)
-    pid = start_fork(*commands(tiny_world, family, work)[stage], work / "log")
+    module, flags = commands(tiny_world, family, work)[stage]
+    flags += ["--epochs", 200] if stage == "train" else ["--max-new-tokens", 64]        # long enough to be met at work
+    pid = start_fork(module, flags, work / "log")
     assert wait_for(lambda: any(path.is_dir() or path.stat().st_size for path in (work / stage).glob(sign)), pid) is None
     os.kill(pid, signal.SIGINT)
     assert end(pid) == 130
