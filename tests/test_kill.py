@@ -15,10 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import tqdm.auto
 
 from amp_min import records, script
 
@@ -71,6 +73,8 @@ def start_fork(module, flags, log, largest_file=None):
         return pid
     status = 1
     try:
+        for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
+            bar.set_lock(threading.RLock())          # its own is shared between forks: one killed with it stops the next
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         sys.stderr = open(log, "w", encoding="utf-8")
         signal.signal(signal.SIGINT, signal.default_int_handler)         # it may be ignored: pytest can be a background job
