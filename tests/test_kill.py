@@ -5,6 +5,7 @@
 
 The default suite kills three times. A fork runs a stage's main() in a process of its own and saves it the imports.
 """
+import gc
 import importlib
 import json
 import os
@@ -78,6 +79,8 @@ def start_fork(module, flags, log, largest_file=None):
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         sys.stderr = open(log, "w", encoding="utf-8")
         signal.signal(signal.SIGINT, signal.default_int_handler)         # it may be ignored: pytest can be a background job
+        sys.unraisablehook = sys.__unraisablehook__      # pytest's would hide an exception that has no one to go to,
+        gc.callbacks.clear()                             # and Hypothesis's callback swallow a Ctrl-C that comes in a collection
         if largest_file:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         script.run(lambda: main([str(flag) for flag in flags]))
