@@ -53,11 +53,18 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "for every stage"})
 
 
-def run_stage(module, argv, threads):
-    """One command, in a worker that has paid for its imports already."""
+def parsed(command):
+    """"train.py --seed 0" or "amp_min.world --seed 0" -> (module, its arguments)."""
+    module, *argv = command.split()
+    return module.removesuffix(".py"), argv
+
+
+def run_chain(chain, threads):
+    """Commands (module, argv) one after the other, in a worker that has paid for its imports already."""
     import torch
     torch.set_num_threads(threads)
-    importlib.import_module(module).main(argv)
+    for module, argv in chain:
+        importlib.import_module(module).main(argv)
 
 
 def follow_parent():
@@ -81,7 +88,7 @@ class Run:
         self.stages = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
     def __call__(self, stage, *commands):
-        """commands: "module arguments …" strings that do not depend on each other."""
+        """commands: strings that do not depend on each other: "module arguments …", or several, "… && …"."""
         # What an earlier stage makes anew makes stale all that was built on it.
         before, started = {} if self.changed else self.stages.get(stage, {}), time.perf_counter()
         finished, begun = ([command for command in before.get(key, []) if command in commands] for key in ("commands", "begun"))
@@ -99,12 +106,12 @@ class Run:
         finally:
             self.note(stage, finished, [command for command in todo if command not in finished], earlier + time.perf_counter() - started)
 
-    def submit(self, command, begun, threads):
-        module, *argv = command.split()
-        if begun and module != "amp_min.report":                    # the page is made in one go
-            argv.append("--resume")
-        print(f"$ python {module if module.endswith('.py') else '-m ' + module} {' '.join(argv)}", flush=True)
-        return self.pool.submit(run_stage, module.removesuffix(".py"), argv, threads)
+    def submit(self, commands, begun, threads):
+        more = " --resume" if begun else ""
+        chain = [command if command.startswith("amp_min.report") else command + more for command in commands.split(" && ")]
+        for command in chain:                                       # the page is made in one go: nothing to resume
+            print(f"$ python {command if command.split()[0].endswith('.py') else f'-m {command}'}", flush=True)
+        return self.pool.submit(run_chain, [parsed(command) for command in chain], threads)
 
     def note(self, stage, finished, begun, seconds):
         self.stages[stage] = {"commands": finished, "begun": begun, "seconds": round(seconds, 1)}
@@ -130,11 +137,10 @@ def stages(run, folder, preset, seed):
                 f"--seed {seed} {options['train']}")
     evaluation = {name: f"amp_min.evaluate --model {M}/{POLICY if name == 'base' else name} --data {W}/eval --out {E}/{name}.json "
                         f"--seed {seed} {options['evaluate']}" for name in MODELS}
-    # MDPO takes one core as long as the two controls take the other; the base is evaluated in what is left of it.
-    run("train", f"{training} --out {M}/mdpo --levels 4 {options['mdpo']}",
-        f"{training} --out {M}/dpo --levels 2 --penalty 0 {options['dpo']}", f"{training} --out {M}/sft --loss sft {options['sft']}",
-        evaluation.pop("base"))
-    run("evaluate", *evaluation.values())
+    # MDPO and its evaluation take one core as long as all the rest takes the other.
+    run("train, evaluate", f"{training} --out {M}/mdpo --levels 4 {options['mdpo']} && {evaluation['mdpo']}",
+        f"{training} --out {M}/dpo --levels 2 --penalty 0 {options['dpo']} && {evaluation['dpo']}",
+        f"{training} --out {M}/sft --loss sft {options['sft']} && {evaluation['sft']}", evaluation["base"])
 
 
 def results(folder, run, seed):

@@ -140,9 +140,7 @@ def do(typed, path, data):
     started, model = time.perf_counter(), path.with_suffix("")
     with open(f"{model}.log", "w", encoding="utf-8") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            for command in typed:
-                module, *argv = command.split()
-                demo.run_stage(module.removesuffix(".py"), argv, threads=1)
+            demo.run_chain([demo.parsed(command) for command in typed], threads=1)
     levels = levels_by_epoch(model / "log.jsonl") if model.is_dir() else []
     evaluated = json.loads(Path(f"{model}.evaluate.json").read_text(encoding="utf-8"))
     records.write_json(path, {"commands": typed, "metrics": evaluated["metrics"], "levels": levels,

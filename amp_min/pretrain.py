@@ -106,9 +106,9 @@ def train_clip(rows, pixel_values, tokenizer, settings):
     vision = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2, image_size=IMAGE, patch_size=PATCH,
                   projection_dim=96)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.05, foreach=True)
     rng = random.Random(f"{settings.seed} clip")
-    encoded = [[tokenizer(text)["input_ids"] for text in texts_of(row)] for row in rows]
+    encoded = [tokenizer(texts_of(row))["input_ids"] for row in rows]
     for step in tqdm(range(settings.clip_steps), desc="clip", unit="step", disable=None):
         chosen = rng.sample(range(len(rows)), min(8 * settings.batch, len(rows)))
         ids, mask = pad([rng.choice(encoded[i]) for i in chosen])
@@ -158,7 +158,7 @@ def supervised(m, encoded, features, steps, batch, lr, seed, name):
     m.model.train()
     m.model.model.vision_tower.requires_grad_(False)
     trained = [p for p in m.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.01, betas=(0.9, 0.98), foreach=True)
     lengths, queue, epoch = [len(ids) for ids, _ in encoded], [], 0
     for step in tqdm(range(steps), desc=name, unit="step", disable=None):
         if not queue:

@@ -29,18 +29,21 @@ def conversation(m, questions, answers):
     for text in (*questions, *answers):
         if special := next((token for token in m.tokenizer.all_special_tokens if token in text), None):
             raise UserError(f"{text[:60]!r} holds {special!r}, a special token of {m.name}, which is not read as text; take it out")
-    eos, pieces, messages, done = m.tokenizer.eos_token, [], [], ""
-    for i, question in enumerate(questions):
-        picture = [{"type": "image"}] if i == 0 else []
-        messages.append({"role": "user", "content": picture + [{"type": "text", "text": question}]})
-        asked = m.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    eos, pieces, messages = m.tokenizer.eos_token, [], []
+    for i, question in enumerate(questions[:len(answers) + 1]):
+        messages.append({"role": "user", "content": [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question}]})
+        messages += [{"role": "assistant", "content": [{"type": "text", "text": answer}]} for answer in answers[i:i + 1]]
+    # All states of the conversation in two calls: before each answer, and behind it.
+    render = lambda ends, **how: m.processor.apply_chat_template([messages[:end] for end in ends], tokenize=False, **how) if ends else []
+    asked_at = render(range(1, len(messages) + 1, 2), add_generation_prompt=True)
+    done_at, done = render(range(2, len(messages) + 1, 2)), ""
+    for i, asked in enumerate(asked_at):
         head = asked[len(done):]
         if not asked.startswith(done):
             raise UserError(f"{m.name}: its chat template rewrites earlier rounds, so multi-round answers cannot be scored")
         if i >= len(answers):
             return pieces + [(head, None)]
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[i]}]})
-        done = m.processor.apply_chat_template(messages, tokenize=False)
+        done = done_at[i]
         same = len(commonprefix([asked, done]))
         if asked[same:].strip():
             raise UserError(f"{m.name}: its chat template does not continue its own generation prompt")
@@ -59,17 +62,17 @@ def encode(m, questions, answers):
     rounds[t] is the round (1, 2, …) that token t is an answer token of, 0 where it is prompt or picture.  Answers are
     tokenized together with what stands before them, exactly as the model meets them when it generates.
     """
-    text, ids, rounds = "", [], []
-    for number, (head, said) in enumerate(conversation(m, questions, answers), start=1):
-        for piece, mark in ((head, 0), (said, number)):
-            if piece is None:
-                break
-            text += piece
-            longer = tokens(m, text)
-            if longer[:len(ids)] != ids:
-                raise UserError(f"{m.name}: the tokenizer joins prompt and answer at {text[-40:]!r}; the answer cannot be scored")
-            rounds += [mark] * (len(longer) - len(ids))
-            ids = longer
+    cut = conversation(m, questions, answers)
+    ids, text, end = tokens(m, "".join(head + (said or "") for head, said in cut)), "", 0
+    rounds = [0] * len(ids)
+    for number, (head, said) in enumerate(cut, start=1):
+        text += head
+        before = tokens(m, text)
+        if ids[:len(before)] != before:
+            raise UserError(f"{m.name}: the tokenizer joins prompt and answer at {text[-40:]!r}; the answer cannot be scored")
+        if said is not None:
+            text, end = text + said, ids.index(m.tokenizer.eos_token_id, len(before)) + 1
+            rounds[len(before):end] = [number] * (end - len(before))
     at = ids.index(m.image_token_id)
     wide = lambda values: values[:at] + [values[at]] * m.image_tokens + values[at + 1:]      # <image> -> P image tokens
     return wide(ids), wide(rounds)

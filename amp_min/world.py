@@ -71,6 +71,9 @@ class Settings:
 
 # ---- scenes -----------------------------------------------------------------------------------------------------
 
+RUNS = {n: [[(row, first + i) for i in range(n)] for row in range(3) for first in range(4 - n)] for n in (1, 2, 3)}   # cells of n objects
+
+
 def sample_scene(rng, sizes):
     """A random scene: {"theme", "groups"}; a group is 1-3 equal objects side by side, one group per kind."""
     theme = rng.choice(list(THEMES))
@@ -80,8 +83,7 @@ def sample_scene(rng, sizes):
         pool = THEMES[theme] if rng.random() < 0.8 else KINDS      # skewed co-occurrence
         kind = rng.choice([k for k in pool if k not in used] or [k for k in KINDS if k not in used])
         count = rng.choices([1, 2, 3], [7, 2, 1])[0]
-        runs = [cells for row in range(3) for first in range(4 - count)
-                if free.issuperset(cells := [(row, first + i) for i in range(count)])]
+        runs = [cells for cells in RUNS[count] if free.issuperset(cells)]
         if not runs:
             continue
         cells = rng.choice(runs)
@@ -92,12 +94,16 @@ def sample_scene(rng, sizes):
     return {"theme": theme, "groups": groups}
 
 
+def key_of(scene):
+    """What is the same in two scenes that are alike."""
+    return scene["theme"], *sorted(map(phrase_at, scene["groups"]))
+
+
 def split_of(scene):
     """The split a scene belongs to: decided by its content alone, so the splits cannot overlap."""
-    groups = sorted(map(phrase_at, scene["groups"]))
-    if len(groups) == 1:
+    if len(scene["groups"]) == 1:
         return "closeups"
-    bucket = int.from_bytes(hashlib.sha256("|".join([scene["theme"], *groups]).encode()).digest()[:4], "big") % 20
+    bucket = int.from_bytes(hashlib.sha256("|".join(key_of(scene)).encode()).digest()[:4], "big") % 20
     return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
 
@@ -106,8 +112,7 @@ def scenes(split, n, seed):
     rng, seen, found = random.Random(f"{seed} scenes {split}"), set(), []
     while len(found) < n:
         scene = sample_scene(rng, sizes=[1] if split == "closeups" else [2, 2, 3, 3, 4])
-        key = (scene["theme"], *sorted(map(phrase_at, scene["groups"])))
-        if split_of(scene) == split and key not in seen:
+        if split_of(scene) == split and (key := key_of(scene)) not in seen:
             seen.add(key)
             found.append(scene)
     return found
@@ -293,7 +298,7 @@ def write_split(folder, scene_list):
     heads = []
     for i, scene in enumerate(tqdm(scene_list, desc=f"drawing {folder.name}", unit="picture", disable=None)):
         name = f"images/{folder.name}-{i:06d}.png"
-        drawing.draw(scene["theme"], scene["groups"]).save(folder / name)
+        drawing.draw(scene["theme"], scene["groups"]).save(folder / name, compress_level=1)         # a fifth more bytes, half the time
         heads.append({"id": f"{folder.name}-{i:06d}", "image": name, "scene": scene})
     return heads
 
@@ -314,11 +319,13 @@ def write_world(settings, out):
                             ("closeups", settings.closeups, {"captions": closeup_captions}),
                             ("finetune", settings.finetune, {"prompts": finetune_rows}),
                             ("preference", settings.preference, {"prompts": preference_rows})]:
-        heads = write_split(out / split, scenes(split, n, settings.seed))
+        scene_list = scenes(split, n, settings.seed)
+        heads = write_split(out / split, scene_list)
+        if split == "train":
+            trained_on = scene_list
         for name, make in files.items():
             rows = (text_row(head, texts) for head, (_, texts) in zip(heads, make(n, settings), strict=True))
             write_rows(out / split / f"{name}.jsonl", rows, settings)
-    trained_on = scenes("train", settings.train, settings.seed)
     seen = Counter(g["kind"] for scene in trained_on for g in scene["groups"])
     together = Counter(frozenset(pair) for scene in trained_on
                        for pair in combinations(sorted(g["kind"] for g in scene["groups"]), 2))

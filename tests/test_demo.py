@@ -18,7 +18,7 @@ def test_demo_runs_every_stage_and_does_none_twice(tiny_run):
     for metrics in found["models"].values():
         assert {key for section in report.METRICS.values() for key, _, _ in section} <= metrics.keys()
     assert {"agreement_initial", "agreement_autocheck", "inconsistency_rate"} <= found["autocheck"].keys()
-    assert found["seconds"].keys() == {"world", "clip", "llava", "generate", "join", "verify", "train", "evaluate", "report", "total"}
+    assert found["seconds"].keys() == {"world", "clip", "llava", "generate", "join", "verify", "train, evaluate", "report", "total"}
     assert demo.table(found).splitlines()[2] in printed
     assert "data:image/png;base64," in (folder / "report.html").read_text(encoding="utf-8")
     command = [sys.executable, "-m", "amp_min.demo", "--preset", "tiny", "--out", str(folder)]
@@ -32,8 +32,8 @@ class Pool:
     def __init__(self, *breaking):
         self.asked, self.breaking = [], breaking
 
-    def submit(self, _, module, argv, threads):
-        self.asked.append(" ".join([module, *argv]))
+    def submit(self, _, chain, threads):
+        self.asked.append(" && ".join(" ".join([module, *argv]) for module, argv in chain))
         job = Future()
         if self.asked[-1].startswith(self.breaking):
             job.set_exception(KeyboardInterrupt())
@@ -43,7 +43,7 @@ class Pool:
 
 
 def test_what_was_begun_goes_on_and_what_was_built_on_a_change_is_made_anew(tmp_path):
-    stages = {"llava": ["a --steps 1", "b --steps 1"], "generate": ["g"], "report": ["amp_min.report"]}
+    stages = {"llava": ["a --steps 1", "b --steps 1"], "generate": ["g"], "train, evaluate": ["t && e"], "report": ["amp_min.report"]}
 
     def run(stages, *breaking):
         pool = Pool(*breaking)
@@ -56,6 +56,7 @@ def test_what_was_begun_goes_on_and_what_was_built_on_a_change_is_made_anew(tmp_
         return pool.asked
     assert run(stages, "b") == ["a --steps 1", "b --steps 1"]
     assert run(stages, "g") == ["b --steps 1 --resume", "g"]
-    assert run(stages, "amp_min.report") == ["g --resume", "amp_min.report"]
+    assert run(stages, "t") == ["g --resume", "t && e"]
+    assert run(stages, "amp_min.report") == ["t --resume && e --resume", "amp_min.report"]
     assert run(stages) == ["amp_min.report"] and run(stages) == []
-    assert run(stages | {"llava": ["a --steps 1", "b --steps 2"]}) == ["b --steps 2", "g", "amp_min.report"]
+    assert run(stages | {"llava": ["a --steps 1", "b --steps 2"]}) == ["b --steps 2", "g", "t && e", "amp_min.report"]
