@@ -4,7 +4,7 @@
 
 Three strategies:
   meg      multi-size expert generation: one answer from each model of a family, --models from largest to smallest
-  ig       incremental generation: models fine-tuned on growing subsets (python -m amp_min.pretrain --increments),
+  ig       incremental generation: models fine-tuned on growing subsets (amp_min.pretrain --part increments),
            --models from most to least data, the pre-trained model last
   perturb  no models: the standard answer with a share of its words changed (Table 6's baseline)
 The standard answer comes first, so K is one more than the number of models.

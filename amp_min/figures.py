@@ -162,7 +162,7 @@ def similarity(run):
     nlp, encoder = chunks.load_parser(), autocheck.load_encoder(run / "models/clip")
     found = [[autocheck.plain(chunk.text) for chunk in chunks.noun_chunks(nlp, response["answers"][0])] for response in row["responses"]]
     k = max(range(1, len(found)), key=lambda k: (len(found[k]), k))      # the generated answer that says most
-    standard, generated = found[0], list(dict.fromkeys(found[k]))[:5]
+    standard, generated = found[0], list(dict.fromkeys(found[k]))
     features = [autocheck.encode(encoder, texts)[0] for texts in (standard, generated)]
     S = autocheck.cosines(*features) if generated else torch.zeros(len(standard), 0)
     width, best = min(150, 500 // max(1, len(generated))), [(i, int(line.argmax())) for i, line in enumerate(S) if len(line)]

@@ -46,7 +46,7 @@ class Settings:
     batch: int = field(default=16, metadata={"help": "conversations a step (CLIP: eight times as many pictures)", "min": 1})
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate of llava-7b; wider models take less, CLIP three quarters", "above": 0, "max": 1e38})
     increments: int = field(default=3, metadata={"help": "K-2 of Algorithm 1: fine-tune --base on that many growing subsets", "min": 1})
-    base: str | None = field(default=None, metadata={"help": "model that --increments starts from"})
+    base: str | None = field(default=None, metadata={"help": "model that --part increments starts from"})
     resume: bool = field(default=False, metadata={"help": "skip the models that are complete"})
     seed: int = field(default=0, metadata={"help": "same seed, same bytes on one machine"})
 

@@ -7,7 +7,7 @@ Points        8
 Time          30 minutes
 Hardware      any CPU, under a second
 Expected      the example in the docstring: chair_i 1/4, chair_s 1/2, coverage 2/3
-Check         pytest tests/exercises -m ex01 --student tutorial/exercises/ex01_chair.py
+Check         pytest tests/exercises -m ex01 --student my
 
 Hints, each says more than the one before
 1. Make each caption a list of known names first. Everything after that is counting.

@@ -7,7 +7,7 @@ Points        9
 Time          40 minutes
 Hardware      any CPU, under a second
 Expected      a picture of 336 x 336 with P = 14 becomes 576 patches of 588 numbers: LLaVA-1.5's 576 image tokens
-Check         pytest tests/exercises -m ex02 --student tutorial/exercises/ex02_patchify.py
+Check         pytest tests/exercises -m ex02 --student my
 
 Hints, each says more than the one before
 1. One reshape, one permute, one reshape. Write down the six names of the dimensions in between.

@@ -8,7 +8,7 @@ Points        14
 Time          60 minutes
 Hardware      any CPU, under a second
 Expected      all logits equal, V = 8, an answer of 5 tokens: -5 ln 8 = -10.3972 at alpha = 0 and -ln 8 = -2.0794 at 1
-Check         pytest tests/exercises -m ex03 --student tutorial/exercises/ex03_answer_logps.py
+Check         pytest tests/exercises -m ex03 --student my
 
 Hints, each says more than the one before
 1. Write one row on paper: tokens above, roles below, and an arrow from each position to the token that it predicts.

@@ -7,7 +7,7 @@ Points        8
 Time          30 minutes
 Hardware      any CPU, under a second
 Expected      10 rows of one source with K = 5: sets of 3, 6 and 10 rows; and best_first(5) begins with 0
-Check         pytest tests/exercises -m ex04 --student tutorial/exercises/ex04_increments.py
+Check         pytest tests/exercises -m ex04 --student my
 
 Hints, each says more than the one before
 1. With K levels there are K-2 fine-tuned models. Which of them has seen most?

@@ -7,7 +7,7 @@ Points        10
 Time          45 minutes
 Hardware      any CPU, under a second
 Expected      standard e1, e2 and generated e1, e1, e3 (unit vectors): one match, f1 = 2 * 1 / (2 + 3) = 0.4
-Check         pytest tests/exercises -m ex05 --student tutorial/exercises/ex05_matching.py
+Check         pytest tests/exercises -m ex05 --student my
 
 Hints, each says more than the one before
 1. One matrix of cosines; everything happens in it.

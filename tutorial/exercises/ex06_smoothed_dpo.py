@@ -8,7 +8,7 @@ Points        14
 Time          60 minutes
 Hardware      any CPU, under a second
 Expected      ln 2 = 0.6931 at policy = reference whatever epsilon is; resting_margin(0.1, 0.1) = ln 9 / 0.1 = 21.972
-Check         pytest tests/exercises -m ex06 --student tutorial/exercises/ex06_smoothed_dpo.py
+Check         pytest tests/exercises -m ex06 --student my
 
 Hints, each says more than the one before
 1. With probability epsilon the pair should have been swapped. Write the expected loss: two terms.

@@ -7,7 +7,7 @@ Points        16
 Time          75 minutes
 Hardware      any CPU, under a second
 Expected      K = 4 with levels 0, 1, 1, 2 at policy = reference: 5 of the 6 pairs count, so 5 ln 2 = 3.4657
-Check         pytest tests/exercises -m ex07 --student tutorial/exercises/ex07_tied_levels.py
+Check         pytest tests/exercises -m ex07 --student my
 
 Hints, each says more than the one before
 1. A (B,K,K) tensor of all ordered pairs has every margin you need; a mask says which of them count.

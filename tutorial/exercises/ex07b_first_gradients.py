@@ -7,7 +7,7 @@ Points        12
 Time          60 minutes, 45 of them on paper
 Hardware      pencil; any CPU, under a second
 Expected      penalty_ratio(2, 1/10, 1) = 20, the 2/beta of binary DPO-P; but penalty_ratio(4, 1/10, 1) = 10
-Check         pytest tests/exercises -m ex07b --student tutorial/exercises/ex07b_first_gradients.py
+Check         pytest tests/exercises -m ex07b --student my
 
 Hints, each says more than the one before
 1. At policy = ref every margin is 0. What is the derivative of -log sigma(x) there?

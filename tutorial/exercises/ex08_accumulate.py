@@ -8,7 +8,7 @@ Points        10
 Time          40 minutes
 Hardware      any CPU, under a second
 Expected      tokens 3, 1, 4, 1, 5 in micro-batches of 2: scales 4/14, 5/14, 5/14
-Check         pytest tests/exercises -m ex08 --student tutorial/exercises/ex08_accumulate.py
+Check         pytest tests/exercises -m ex08 --student my
 
 Hints, each says more than the one before
 1. (mean over the window) = sum over micro-batches of (its mean) * (its tokens) / (the window's tokens).

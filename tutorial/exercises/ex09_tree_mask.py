@@ -7,7 +7,7 @@ Points        15
 Time          90 minutes
 Hardware      any CPU, under a second
 Expected      a prefix of 4 tokens with answers of 2 and 3: 39 pairs of 81 are visible
-Check         pytest tests/exercises -m ex09 --student tutorial/exercises/ex09_tree_mask.py
+Check         pytest tests/exercises -m ex09 --student my
 
 Hints, each says more than the one before
 1. First a table over segments: is a an ancestor of s, or s itself? Follow the parents in a loop. Then index with it.

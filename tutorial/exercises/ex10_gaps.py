@@ -7,7 +7,7 @@ Points        10
 Time          40 minutes
 Hardware      any CPU, under a second
 Expected      [[6, 6, 0], [1]]: score 3.25 cumulative, 2.5 mean; hallucination 0.5 cumulative, 0.6667 mean
-Check         pytest tests/exercises -m ex10 --student tutorial/exercises/ex10_gaps.py
+Check         pytest tests/exercises -m ex10 --student my
 
 Hints, each says more than the one before
 1. Turn each dialogue into a list of (weight, rating) without gaps. Four numbers follow from the same two sums.

@@ -7,7 +7,7 @@ Points        12
 Time          60 minutes
 Hardware      any CPU, under a second
 Expected      the smallest inputs: 1 word, 3 rewards, 2 ratings, 2 replies
-Check         pytest tests/exercises -m ex10b --student tutorial/exercises/ex10b_find_the_fault.py
+Check         pytest tests/exercises -m ex10b --student my
 
 Hints, each says more than the one before
 1. Read what the docstring promises, then do by hand what the code does, on the smallest input that is not trivial.

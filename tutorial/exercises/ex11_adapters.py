@@ -8,7 +8,7 @@ Points        13
 Time          60 minutes
 Hardware      any CPU, under a second
 Expected      LLaVA-1.5-7B at rank 64: 159,907,840 numbers are trained, of about 7 billion
-Check         pytest tests/exercises -m ex11 --student tutorial/exercises/ex11_adapters.py
+Check         pytest tests/exercises -m ex11 --student my
 
 Hints, each says more than the one before
 1. (B A) x is B (A x): which of the two is cheap when r is small? Which one does merging need?
