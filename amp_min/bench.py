@@ -8,8 +8,8 @@ contenders.py says what is compared: the same weights, sets, batches and loss on
   processes took little of our CPUs, and it is said how many were dropped; the time itself never decides.
 - Ours computes the reference and looks at the pictures once per data set. That is counted, at 1/4 in "ours", for the
   paper's 4 epochs, and whole in "live reference".
-- Peak memory is that of a fresh process, above what it holds once its model (or two) is loaded: gradients, the
-  optimizer's state, activations.
+- Peak memory is that of a fresh process, above what it holds once PyTorch's kernels and its model (or two) are loaded:
+  gradients, the optimizer's state, activations.
 - "llava-1.5-proportions" has LLaVA-1.5's token counts and a small model. Its vocabulary is 8,000: with 32,064 the head,
   2 % of LLaVA-1.5-7B, would be most of the model, in our favour. It is the shape of a stand-alone script that drives
   TRL's DPOTrainer; --peer-json FILE sets that script's JSON lines (--freeze-vision, same threads) beside our rows.
@@ -62,7 +62,11 @@ class Settings:
 # ---- 1. memory --------------------------------------------------------------------------------------------------
 
 def peak_here(shape, K, side, settings):
-    """Peak memory in MB of two steps above the loaded models; two, as the optimizer's state exists from the first on."""
+    """Peak memory in MB of two steps above the loaded models; two, as the optimizer's state exists from the first on.
+
+    A step of the toy shape comes first: kernels are read into memory at their first use, and are no part of a step.
+    """
+    contenders.step(contenders.once(contenders.open_lab(SHAPES["toy"], 2, settings.seed)), side, 0)
     lab = contenders.open_lab(shape, K, settings.seed, both=side != "ours")
     loaded = stopwatch.resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")                                           # VmHWM starts again from here
