@@ -111,13 +111,17 @@ def read_sets(m, settings):
     The tokens wait on the disk: in memory, those of 100,000 rows would outgrow a small model.
     """
     K, sets, ids, paths, rewards, dropped = settings.levels, records.OnDisk(packing.TokenSet._make), [], [], [], {}
-    equal = 0
+    limit, equal, tokens = m.model.config.text_config.max_position_embeddings, 0, None
 
     def on_bad(bad):
         dropped[bad.reason] = dropped.get(bad.reason, 0) + 1
 
+    def chosen(row):
+        return row["responses"][:1 if settings.loss == "sft" else K]
+
     def usable(row):
-        nonlocal K
+        """Raise what is wrong with a row, for records.read to name its line; leave the tokens of a good one."""
+        nonlocal K, tokens
         open_image(image_path(row, settings.preferences, settings.image_root))
         n = len(row["responses"])
         K = K or n
@@ -127,22 +131,20 @@ def read_sets(m, settings):
             raise UserError(f"responses has {n} entries, the first row {K}; say with --levels how many of each row to learn from")
         if settings.loss == "pro" and any(response.get("accuracy") is None for response in row["responses"][1:]):
             raise UserError("responses lack an accuracy, which --loss pro weighs by; rank them with verify.py")
+        encoded = [mllm.encode(m, row["questions"], response["answers"]) for response in chosen(row)]
+        if (longest := max(len(ids) for ids, _ in encoded)) > limit:
+            raise UserError(f"responses need {longest} tokens, {m.name} reads {limit}; shorten them (image tokens are never cut)")
+        try:
+            tokens = packing.token_set(encoded, settings.round_step)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     for row in records.read(settings.preferences, "preference", settings.skip_bad, on_bad, check=usable):
-        responses = row["responses"][:1 if settings.loss == "sft" else K]
-        encoded = [mllm.encode(m, row["questions"], response["answers"]) for response in responses]
-        longest = max(len(tokens) for tokens, _ in encoded)
-        if longest > (limit := m.model.config.text_config.max_position_embeddings):
-            raise UserError(f"{settings.preferences}: row {row['id']!r} needs {longest} tokens, {m.name} reads {limit}; shorten its "
-                            "answers (image tokens are never cut)")
-        try:
-            sets.append(packing.token_set(encoded, settings.round_step))
-        except ValueError as error:
-            raise UserError(f"{settings.preferences}: row {row['id']!r}: {error}") from None
-        equal += len({tuple(response["answers"]) for response in responses}) < len(responses)
+        sets.append(tokens)
+        equal += len({tuple(response["answers"]) for response in chosen(row)}) < len(chosen(row))
         ids.append(row["id"])
         paths.append(image_path(row, settings.preferences, settings.image_root))
-        rewards.append([1.0 if response.get("accuracy") is None else response["accuracy"] for response in responses])
+        rewards.append([1.0 if response.get("accuracy") is None else response["accuracy"] for response in chosen(row)])
     for reason, n in dropped.items():
         print(f"dropped {n} rows: {reason}")
     if equal:

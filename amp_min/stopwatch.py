@@ -36,14 +36,18 @@ def sample(work, times, device):
 
 
 def alternate(works, settings, device="cpu"):
-    """Samples of every work, taken in turns: {name: list of samples}."""
+    """Samples of every work, taken in turns: {name: list of samples}.
+
+    A call that is not counted goes before each sample: the work before has left memory and caches as it needed them.
+    """
     times, found = {}, {name: [] for name in works}
     for name, work in works.items():
-        work(0)                                                                             # warm up
+        work(0)                                                                             # PyTorch's own first time
         times[name] = max(1, math.ceil(settings.sample_seconds / sample(work, 1, device)["seconds"]))
     for i in tqdm(range(settings.samples), desc="samples", leave=False, disable=None):
         for name, work in works.items():
             if not name.startswith("pairs") or i % 3 == 0:
+                work(0)
                 found[name].append(sample(work, times[name], device))
     return found
 

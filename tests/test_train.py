@@ -322,7 +322,7 @@ def test_equal_answers_are_reported_and_a_row_without_a_scored_token_is_refused(
     unscored = lambda m, questions, answers: (lambda ids, rounds: (ids, [0] * len(ids) if "kite" in answers[0] else rounds))(
         *encode(m, questions, answers))
     monkeypatch.setattr(mllm, "encode", unscored)
-    with pytest.raises(UserError, match=f"row '{rows[0]['id']}': answer 1 of the set has no scored token"):
+    with pytest.raises(UserError, match="jsonl:1: answer 1 of the set has no scored token"):
         run("other")
 
 
@@ -367,12 +367,14 @@ def test_refusals(run, tmp_path, flags, message):
     assert "\n" not in str(caught.value) and not list(tmp_path.glob("out*"))
 
 
-def test_an_answer_longer_than_the_model_reads_is_named(run, tmp_path, rows):
+def test_an_answer_longer_than_the_model_reads_is_named(run, tmp_path, rows, capsys):
     rows = json.loads(json.dumps(rows))
     rows[3]["responses"][1]["answers"][0] = "There is a cat. " * 300
     write(tmp_path / "preferences.jsonl", rows)
-    with pytest.raises(UserError, match=f"row '{rows[3]['id']}' needs .* tokens, .* reads 1024"):
+    with pytest.raises(UserError, match=r":4: responses need .* tokens, .* reads 1024"):
         run("out")
+    run("without", "--skip-bad", "--epochs", "1")
+    assert "dropped 1 rows: responses need " in capsys.readouterr().out
 
 
 def test_pro_needs_accuracies(run, rows, tmp_path):
