@@ -116,35 +116,34 @@ def read_sets(m, settings):
     def on_bad(bad):
         dropped[bad.reason] = dropped.get(bad.reason, 0) + 1
 
-    def chosen(row):
-        return row["responses"][:1 if settings.loss == "sft" else K]
-
     def usable(row):
         """Raise what is wrong with a row, for records.read to name its line; leave the tokens of a good one."""
         nonlocal K, tokens
         open_image(image_path(row, settings.preferences, settings.image_root))
-        n = len(row["responses"])
-        K = K or n
-        if n < K and settings.loss != "sft":
+        n, levels = len(row["responses"]), K or len(row["responses"])
+        if n < levels and settings.loss != "sft":
             raise UserError(f"responses has {n} entries, " + (f"--levels asks for {K}" if settings.levels else f"the first row {K}; take --levels"))
-        if n > K and not settings.levels:
+        if n > levels and not settings.levels:
             raise UserError(f"responses has {n} entries, the first row {K}; say with --levels how many of each row to learn from")
         if settings.loss == "pro" and any(response.get("accuracy") is None for response in row["responses"][1:]):
             raise UserError("responses lack an accuracy, which --loss pro weighs by; rank them with verify.py")
-        encoded = [mllm.encode(m, row["questions"], response["answers"]) for response in chosen(row)]
+        responses = row["responses"][:1 if settings.loss == "sft" else levels]
+        encoded = [mllm.encode(m, row["questions"], response["answers"]) for response in responses]
         if (longest := max(len(ids) for ids, _ in encoded)) > limit:
             raise UserError(f"responses need {longest} tokens, {m.name} reads {limit}; shorten them (image tokens are never cut)")
         try:
             tokens = packing.token_set(encoded, settings.round_step)
         except ValueError as error:
             raise UserError(str(error)) from None
+        K = levels                              # a row that is dropped decides nothing
 
     for row in records.read(settings.preferences, "preference", settings.skip_bad, on_bad, check=usable):
         sets.append(tokens)
-        equal += len({tuple(response["answers"]) for response in chosen(row)}) < len(chosen(row))
+        responses = row["responses"][:len(tokens.ids) - 1]
+        equal += len({tuple(response["answers"]) for response in responses}) < len(responses)
         ids.append(row["id"])
         paths.append(image_path(row, settings.preferences, settings.image_root))
-        rewards.append([1.0 if response.get("accuracy") is None else response["accuracy"] for response in chosen(row)])
+        rewards.append([1.0 if response.get("accuracy") is None else response["accuracy"] for response in responses])
     for reason, n in dropped.items():
         print(f"dropped {n} rows: {reason}")
     if equal:

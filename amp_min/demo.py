@@ -54,7 +54,7 @@ class Settings:
 
 
 def parsed(command):
-    """"train.py --seed 0" or "amp_min.world --seed 0" -> (module, its arguments)."""
+    """A command, "train.py …" or "amp_min.world …", as (module, its arguments)."""
     module, *argv = command.split()
     return module.removesuffix(".py"), argv
 

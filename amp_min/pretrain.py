@@ -106,7 +106,7 @@ def train_clip(rows, pixel_values, tokenizer, settings):
     vision = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2, image_size=IMAGE, patch_size=PATCH,
                   projection_dim=96)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.05, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.05, foreach=True)     # the same numbers, less Python
     rng = random.Random(f"{settings.seed} clip")
     encoded = [tokenizer(texts_of(row))["input_ids"] for row in rows]
     for step in tqdm(range(settings.clip_steps), desc="clip", unit="step", disable=None):

@@ -31,19 +31,21 @@ def conversation(m, questions, answers):
             raise UserError(f"{text[:60]!r} holds {special!r}, a special token of {m.name}, which is not read as text; take it out")
     eos, pieces, messages = m.tokenizer.eos_token, [], []
     for i, question in enumerate(questions[:len(answers) + 1]):
-        messages.append({"role": "user", "content": [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question}]})
-        messages += [{"role": "assistant", "content": [{"type": "text", "text": answer}]} for answer in answers[i:i + 1]]
-    # All states of the conversation in two calls: before each answer, and behind it.
-    render = lambda ends, **how: m.processor.apply_chat_template([messages[:end] for end in ends], tokenize=False, **how) if ends else []
-    asked_at = render(range(1, len(messages) + 1, 2), add_generation_prompt=True)
-    done_at, done = render(range(2, len(messages) + 1, 2)), ""
-    for i, asked in enumerate(asked_at):
+        picture = [{"type": "image"}] if i == 0 else []
+        messages.append({"role": "user", "content": picture + [{"type": "text", "text": question}]})
+        if i < len(answers):
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[i]}]})
+    # All states of the conversation in two calls: asked for answer i, and behind it.
+    render = lambda states, **how: m.processor.apply_chat_template(states, tokenize=False, **how) if states else []
+    asked_for = render([messages[:end] for end in range(1, len(messages) + 1, 2)], add_generation_prompt=True)
+    behind, done = render([messages[:end] for end in range(2, len(messages) + 1, 2)]), ""
+    for i, asked in enumerate(asked_for):
         head = asked[len(done):]
         if not asked.startswith(done):
             raise UserError(f"{m.name}: its chat template rewrites earlier rounds, so multi-round answers cannot be scored")
         if i >= len(answers):
             return pieces + [(head, None)]
-        done = done_at[i]
+        done = behind[i]
         same = len(commonprefix([asked, done]))
         if asked[same:].strip():
             raise UserError(f"{m.name}: its chat template does not continue its own generation prompt")
@@ -63,7 +65,7 @@ def encode(m, questions, answers):
     tokenized together with what stands before them, exactly as the model meets them when it generates.
     """
     cut = conversation(m, questions, answers)
-    ids, text, end = tokens(m, "".join(head + (said or "") for head, said in cut)), "", 0
+    ids, text = tokens(m, "".join(head + (said or "") for head, said in cut)), ""
     rounds = [0] * len(ids)
     for number, (head, said) in enumerate(cut, start=1):
         text += head
@@ -71,7 +73,8 @@ def encode(m, questions, answers):
         if ids[:len(before)] != before:
             raise UserError(f"{m.name}: the tokenizer joins prompt and answer at {text[-40:]!r}; the answer cannot be scored")
         if said is not None:
-            text, end = text + said, ids.index(m.tokenizer.eos_token_id, len(before)) + 1
+            text += said
+            end = ids.index(m.tokenizer.eos_token_id, len(before)) + 1                       # the one that ends this answer
             rounds[len(before):end] = [number] * (end - len(before))
     at = ids.index(m.image_token_id)
     wide = lambda values: values[:at] + [values[at]] * m.image_tokens + values[at + 1:]      # <image> -> P image tokens

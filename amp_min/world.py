@@ -71,7 +71,8 @@ class Settings:
 
 # ---- scenes -----------------------------------------------------------------------------------------------------
 
-RUNS = {n: [[(row, first + i) for i in range(n)] for row in range(3) for first in range(4 - n)] for n in (1, 2, 3)}   # cells of n objects
+# n -> the places for n objects side by side, each a list of cells (row, column)
+RUNS = {n: [[(row, first + i) for i in range(n)] for row in range(3) for first in range(4 - n)] for n in (1, 2, 3)}
 
 
 def sample_scene(rng, sizes):
@@ -95,7 +96,7 @@ def sample_scene(rng, sizes):
 
 
 def key_of(scene):
-    """What is the same in two scenes that are alike."""
+    """What two scenes that are alike have in common: theme and groups, in whatever order these were drawn."""
     return scene["theme"], *sorted(map(phrase_at, scene["groups"]))
 
 
