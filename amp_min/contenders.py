@@ -165,7 +165,7 @@ def levels(lab, chosen, head="all"):
     return backward(losses.mdpo_loss(policy, ref))
 
 
-def ours(lab, chosen, chunk=128, fast=True):
+def ours(lab, chosen, chunk=None, fast=True):
     """fast False: the dense mask, and the whole last layer. chunk: scored tokens that meet the head at a time."""
     m = (packing.speed_up if fast else ordinary_attention)(lab.policy)
     policy = packing.set_logps(m, packed(lab, chosen), lab.features[chosen], chunk)         # (B,K)

@@ -64,8 +64,11 @@ class _HeadLogps(torch.autograd.Function):
         for h, t in zip(hidden.split(chunk), targets.split(chunk)):
             logits = F.linear(h, weight, bias)                   # (chunk,V): the product in the model's own dtype
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            totals.append(logits.logsumexp(dim=-1))              # (chunk,)
-            logps.append(logits.gather(-1, t.unsqueeze(-1)).squeeze(-1) - totals[-1])
+            own, top = logits.gather(-1, t.unsqueeze(-1)), logits.amax(dim=-1, keepdim=True)             # (chunk,1)
+            # logsumexp, but written over the logits: PyTorch's makes a second block of their size.
+            total = logits.sub_(top).exp_().sum(dim=-1, keepdim=True).log_().add_(top)
+            totals.append(total.squeeze(-1))                     # (chunk,)
+            logps.append((own - total).squeeze(-1))
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(totals))
         device = hidden.device.type
         ctx.chunk, ctx.autocast = chunk, (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
@@ -92,18 +95,19 @@ class _HeadLogps(torch.autograd.Function):
         return d_hidden, d_weight, d_bias, None, None
 
 
-CHUNK = 128                         # scored tokens whose logits exist at once
+LOGITS = 2**22  # numbers of a chunk: 16 MB in float32, 130 tokens of Llama's vocabulary
 
 
-def token_logps(hidden, weight, targets, bias=None, chunk=CHUNK):
+def token_logps(hidden, weight, targets, bias=None, chunk=None):
     """The same log-probs from hidden states, for scored tokens only, without ever holding N x V logits.
 
     hidden (N,D): the state at the position *before* each target; weight (V,D), bias (V,): the language model's head;
-    targets (N,). Returns (N,), to be summed per answer by the caller.
+    targets (N,); chunk: tokens whose logits exist at once, by default as many as LOGITS allows. Returns (N,), to be
+    summed per answer by the caller.
     With V = 32,000 a token's float32 logits take 128 kB and its hidden state 16 kB. So each chunk's logits are thrown
     away once its log-probs are known, and computed again in the backward pass: one more head product, far less memory.
     """
-    return _HeadLogps.apply(hidden, weight, bias, targets, chunk)
+    return _HeadLogps.apply(hidden, weight, bias, targets, chunk or max(1, LOGITS // len(weight)))
 
 
 # ---- 2. One pair: DPO and DPO-P ----

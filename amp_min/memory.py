@@ -74,7 +74,7 @@ def estimate(model, settings, width, image_tokens):
     tokens = image_tokens + PROMPT + levels(settings) * ANSWER
     activations = kept(text, width, rank, sets, tokens, settings.gradient_checkpointing)
     # A chunk's logits, made again in the backward pass (losses.token_logps), with softmax and gradient beside them.
-    activations += 3 * min(losses.CHUNK, sets * levels(settings) * ANSWER) * text.vocab_size * 4
+    activations += 3 * min(losses.LOGITS, sets * levels(settings) * ANSWER * text.vocab_size) * 4
     if rank == 0 and width < 4:                         # autocast's bf16 copies of the trained weights live as long
         activations += trained * width
     # What trains is fp32, and so is everything in full training: see train.load_policy.

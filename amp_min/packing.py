@@ -155,7 +155,7 @@ def speed_up(m):
     return m
 
 
-def set_logps(m, batch, features, chunk=losses.CHUNK):
+def set_logps(m, batch, features, chunk=None):
     """log pi(y_k | picture, prompt) of every answer of every set, with one pass over each prefix.
 
     m: Mllm; batch: Batch; features (B,P,D_vision): what the vision tower sees, one picture a set (`mllm.look`); chunk:

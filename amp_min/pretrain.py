@@ -168,7 +168,7 @@ def supervised(m, encoded, features, steps, batch, lr, seed, name):
         rounds, _ = pad([encoded[i][1] for i in chosen])                                     # (B, T)
         hidden = m.model.model.language_model(inputs_embeds=mllm.embed(m, ids, features[chosen])).last_hidden_state
         scored = rounds[:, 1:] > 0                                                           # token t+1 is predicted at t
-        logps = losses.token_logps(hidden[:, :-1][scored], m.model.lm_head.weight, ids[:, 1:][scored], chunk=8192)
+        logps = losses.token_logps(hidden[:, :-1][scored], m.model.lm_head.weight, ids[:, 1:][scored])
         # An answer of n tokens weighs sqrt(n): if it weighed n, a "yes" or "no" would drown in the descriptions and never be
         # learned; if all weighed the same, descriptions would be learned too slowly.
         owner = (torch.arange(len(chosen)).unsqueeze(1) * (1 + rounds.max()) + rounds[:, 1:])[scored]        # (N,) one number per answer

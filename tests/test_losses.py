@@ -153,13 +153,15 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_token_logps_never_hold_all_logits():
+@pytest.mark.parametrize("by_default", [False, True])
+def test_token_logps_never_hold_all_logits(monkeypatch, by_default):
     N, D, V, chunk = 64, 4, 50, 8
+    monkeypatch.setattr(losses, "LOGITS", chunk * V + V - 1)       # room for 8 tokens, not for a ninth
     hidden, head = randn(N, D).requires_grad_(), randn(V, D, seed=1).requires_grad_()
     kept = []  # sizes of what autograd keeps for the backward pass
     with LargestTensor() as largest:
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-            loss = losses.token_logps(hidden, head, torch.zeros(N, dtype=torch.long), chunk=chunk).sum()
+            loss = losses.token_logps(hidden, head, torch.zeros(N, dtype=torch.long), chunk=None if by_default else chunk).sum()
         loss.backward()
     assert largest.numel == chunk * V < N * V
     assert max(kept, default=0) < chunk * V  # without recomputation every chunk's logits would be kept: N x V again
