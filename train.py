@@ -8,8 +8,9 @@ One line of the log (--out/log.jsonl; the tutorial explains each figure):
 {"step": 1, "epoch": 0.5, "loss": 0.693, "accuracy": 0.0, "margin": 0.0, "logp": [-9.1, -9.8, -11.2], "ratio": [0.0, 0.0, 0.0], "grad_norm": 3.2, "lr": 0.0001, "tokens_per_second": 5000}
 
 The controls are settings: binary DPO is --levels 2 --penalty 0, supervised training on the standard answers is --loss sft.
-Departures from the paper: the mean over pairs (released code; --reduction sum is Eq. 7) is the default, so that one
-learning rate serves every K.  The vision tower is frozen, and so is the projector unless --train-projector.
+Departures from the paper: the mean over pairs (released code; --reduction sum is Eq. 7) is the default, so that the
+loss and --clip mean the same for every K.  The vision tower is frozen, and so is the projector unless --train-projector.
+The whole language model trains by default; the paper's adapters are --lora-rank 64.
 """
 
 import contextlib
@@ -89,7 +90,7 @@ def load_policy(settings):
     shapes = memory.skeleton(config)
     choose_trained(shapes, settings)
     print(memory.report(shapes, settings, dtype.itemsize, mllm.image_tokens_of(config), memory.capacity(device)), flush=True)
-    # What trains is kept in fp32: at a learning rate of 5e-5 most updates are smaller than the gap between two
+    # What trains is kept in fp32: at a learning rate of 5e-5 most updates are smaller than half the gap between two
     # neighbouring bf16 numbers and would be rounded away.  With adapters the frozen base alone is bf16; in full
     # training the weights are fp32 and autocast makes bf16 copies of them for each product.
     m = packing.speed_up(mllm.load(settings.model, dtype if settings.lora_rank else torch.float32, device))

@@ -212,11 +212,17 @@ def level_curves(run, model):
     return {f"y{k}": list(values) for k, values in enumerate(zip(*(line["ratio"] for line in log)))}
 
 
+def last_epoch(run, model):
+    """Each level's log-prob ratio, mean over the steps of the last epoch."""
+    log = read_lines(run / f"models/{model}/log.jsonl", check_log)
+    return torch.tensor([line["ratio"] for line in log if line["epoch"] > log[-1]["epoch"] - 1]).mean(dim=0).tolist()
+
+
 def dpo_logps(run):
     curves = dict(zip(["chosen", "rejected"], level_curves(run, "dpo").values()))
     title = "Binary DPO: the log-prob ratio of the chosen and of the rejected answer over the optimizer steps"
     parts = svg.chart(16, 16, 728, 270, "binary DPO, no penalty: log π(y) − log π_ref(y), nats", curves)
-    return svg.card(title, 300, parts), {"dpo": {name: [values[0], values[-1]] for name, values in curves.items()}}
+    return svg.card(title, 300, parts), {"dpo": dict(zip(curves, last_epoch(run, "dpo")))}
 
 
 def penalty(run):
@@ -229,7 +235,7 @@ def penalty(run):
     parts = [svg.text(16, 28, "MDPO: log π(y_k) − log π_ref(y_k), nats; y0 is the best answer", font_weight="bold")]
     for n, (name, lines) in enumerate(curves.items()):
         parts += svg.chart(16 + 370 * n, 46, 366, 270, f"{name} the penalty", lines)
-    numbers = {name: {"first": [line[0] for line in lines.values()], "last": [line[-1] for line in lines.values()]} for name, lines in curves.items()}
+    numbers = {"with": last_epoch(run, "mdpo"), "without": last_epoch(run, "no-penalty")}
     return svg.card("Log-prob ratio of all levels over the optimizer steps, with and without the penalty", 326, parts), {"penalty": numbers}
 
 

@@ -10,7 +10,7 @@ Pairs are indices into the K columns: an answer's log-prob is computed once, how
 
 Departures from the paper (AMP, arXiv 2405.11165): Eq. 5 is printed with a double minus; the sum of the pair losses is
 meant and computed. Eq. 7 sums over pairs; reduction="mean", the default, divides by their number like the released
-code, so that the step size does not grow with K. Weights per dialogue round are in the released code only; off here.
+code, so that losses and gradient norms can be compared across K. Weights per round are in the released code; off here.
 """
 import torch
 import torch.nn.functional as F

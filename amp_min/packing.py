@@ -216,7 +216,9 @@ def batches(lengths, size, seed, window=64):
 
     lengths: tokens of each set, see `length`. The order follows from seed alone: give another one in every epoch.
     Sorting everything would leave the same sets together in each epoch, and no sorting would pad each batch to its
-    longest set. So: shuffle, sort within windows of `window` batches, cut, and shuffle the batches.
+    longest set. So: shuffle, sort within windows of `window` batches, cut, and shuffle the batches. Data of fewer than
+    window * size sets, as the demo's, is one window: most sets then keep their company, and the short batch is always
+    the longest sets.
     """
     rng = random.Random(seed)
     order = rng.sample(range(len(lengths)), len(lengths))

@@ -13,7 +13,7 @@ Check         pytest tests/exercises -m ex06 --student my
 Hints, each says more than the one before
 1. With probability epsilon the pair should have been swapped. Write the expected loss: two terms.
 2. 1 - sigma(h) = sigma(-h). And log(sigma(h)) is -inf at h = -800 while logsigmoid(h) is -800.
-3. The gradient in h is epsilon - sigma(-h), times a sign. Where is it 0? Then go back from h to the margin.
+3. The gradient in h is epsilon - sigma(-h). Where is it 0? Then go back from h to the margin.
 """
 
 
