@@ -15,7 +15,8 @@ in <out>.meta.json under "lossy".  Nothing is written unless all of it is.
 On a cluster
 ------------
 train.py uses one device.  For more, convert the preferences and let a tool that knows clusters train on them.  These
-have DPO on pairs: all pairs of a row give Eq. 5's sum, in batches of their own, but Eq. 6's penalty is missing.  The TRL
+have DPO on pairs: all pairs of a row give Eq. 5's sum, in batches of their own, but Eq. 6's penalty is missing
+(LLaMA-Factory's pref_ftx and ms-swift's rpo_alpha come near it, but hold up every pair's better answer).  The TRL
 command was run on one CPU with a tiny model (TRL 1.16); the other two are from their documentation and were not run.
 
 TRL and Accelerate (the dpo.yaml names the file, because a folder would be read with its meta file):

@@ -16,7 +16,7 @@ computed from that file alone.  --resume goes on behind its last row.  <out>.ans
 {"id": "eval-000000-random-car", "benchmark": "pope", "decoding": "greedy", "answers": ["Yes, …"], "label": "no", "split": "random"}
 {"id": "eval-000000", "benchmark": "mrhal", "decoding": "greedy", "answers": ["Yes, …", "It is red."], "ratings": [2, 6], "aspects": ["existence", "attribute"]}
 
-The paper decodes everything with 4 beams; here POPE and MRHal are greedy, as POPE itself does it.
+The released code decodes everything with 4 beams; here POPE and MRHal are greedy, as POPE itself does it.
 """
 
 import json

@@ -54,7 +54,7 @@ class Adapted(nn.Module):
         if not self.on:
             return y
         correction = self.scale * F.linear(F.linear(x.to(self.A.dtype), self.A), self.B)    # (...,r), then (...,out)
-        return (y + correction).to(y.dtype)                       # added in float32: rounded once, not twice
+        return (y + correction).to(y.dtype)                       # added in float32: the correction itself is not rounded
 
 
 # ---- put in, take out, switch off ----

@@ -19,8 +19,8 @@ token at the left may look at (T = 10):
                0 _ # # # # . . . . . #   seen by nobody and never scored
 
 This is exact, not an approximation. Attention is the only place in a transformer where tokens meet, and place in the
-sequence enters by the position number alone; each answer keeps its own sequence's neighbours and numbers, so only the
-order of floating-point sums differs. Gradients are equal too: the prefix collects them from all K answers at once.
+sequence enters by the position number and the mask alone; each answer keeps its own sequence's neighbours and numbers,
+so only the order of floating-point sums differs. Gradients are equal too: the prefix collects them from all K answers at once.
 `separate_logps` does the same the plain way, K full sequences side by side, and the tests hold the two together.
 
 Departure from the paper (AMP, arXiv 2405.11165): none in what is computed. The paper does not say how it runs a set;
@@ -122,7 +122,7 @@ def sees(segment, b, q, k):
     """May token q of set b look at token k? At itself and backwards, into the prefix or its own answer.
 
     b, q, k are index tensors that broadcast. A padding token sees the prefix and earlier padding: nobody reads the
-    result, but a token that sees nothing would turn into NaN (softmax of nothing) and poison the gradient.
+    result, but a token that sees nothing could turn into NaN (softmax of nothing) and poison the gradient.
     """
     return (k <= q) & ((segment[b, k] == 0) | (segment[b, k] == segment[b, q]))
 

@@ -4,8 +4,8 @@ Two things are left out, and neither changes a result:
 
 1. Most of the T x T scores of packing.py's mask are empty: above the diagonal, and between answers. `attend` computes
    the rest in pieces: the prefix looks at itself, and answer k at [prefix, answer k]. At LLaVA-1.5's lengths and K = 4
-   that is 1/2 * 626^2 + 4 * 100 * 676 = 466,000 scores a head instead of 1026^2 = 1,053,000, and a further answer adds
-   its own 67,600 however many there are.
+   that is 1/2 * 626^2 + 4 * 100 * 726 = 486,000 scores a head instead of 1026^2 = 1,053,000, and a further answer adds
+   its own 72,600 however many there are.
 2. In the last layer, a picture or prompt token is only looked at: its key and value count, and what the layer would
    make of it (its query, its feed-forward part) is read by nobody. A token before the first one that predicts an answer
    token gets the key and the value alone.
