@@ -54,6 +54,10 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "for perturb; beam search is not random"})
 
 
+# What all answers of a row must share; a batch size, for one, may differ between models.
+DECIDES = ("beams", "repetition_penalty", "max_new_tokens", "skip_bad", "seed")
+
+
 def read_prompts(settings, dropped=None):
     """The prompt rows whose pictures open, in order."""
     return records.read(settings.prompts, "prompt", settings.skip_bad,
@@ -105,7 +109,12 @@ def write_perturbed(share, path, settings):
 
 def join(sources, settings):
     """Put the standard answer and each source's answers side by side: the candidate rows."""
-    inputs = [settings.prompts, *(path for _, path in sources)]
+    inputs, prompts = [settings.prompts, *(path for _, path in sources)], records.sha256_file(settings.prompts)
+    for name, path in sources:                  # --only made them in runs of their own
+        with records.open_input(f"{path}.meta.json") as file:
+            made = json.load(file)
+        if prompts not in made["inputs"].values() or any(made["settings"].get(key, getattr(settings, key)) != getattr(settings, key) for key in DECIDES):
+            raise UserError(f"{path}: was made from other prompts or with other settings; run --only {name} again")
     with records.Writer(settings.out, vars(settings), inputs, settings.resume) as out:
         files = [open(path, encoding="utf-8") for _, path in sources]
         for row, *lines in itertools.zip_longest(read_prompts(settings, out.dropped), *files):
@@ -126,11 +135,15 @@ def main(argv=None):
     if settings.strategy == "perturb":
         jobs = [(f"perturb-{share:.0%}".rstrip("%"), share) for share in settings.shares]
     else:
-        jobs = [(Path(model).name, model) for model in settings.models]
+        jobs = [(Path(model).resolve().name if Path(model).is_dir() else Path(model).name, model) for model in settings.models]
     if not jobs or (settings.strategy == "perturb") == bool(settings.models):
         raise UserError("--strategy perturb takes no --models; meg and ig need at least one, best first")
     if len({name for name, _ in jobs}) < len(jobs):
         raise UserError(f"--models: two of {', '.join(name for name, _ in jobs)} have the same name; rename a folder")
+    if taken := {"standard", "join"} & {name for name, _ in jobs}:
+        raise UserError(f"--models: {taken.pop()} is no name for a model here; rename its folder")
+    if Path(settings.out).is_dir() or Path(settings.out).resolve() == Path(settings.prompts).resolve():
+        raise UserError(f"--out {settings.out}: is a folder, or the prompts themselves; name a file to write")
     parts = Path(f"{settings.out}.answers")
     sources = [(name, parts / f"{name}.jsonl") for name, _ in jobs]
     if settings.only not in (None, "join", *(name for name, _ in jobs)):

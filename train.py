@@ -124,7 +124,7 @@ def read_sets(m, settings):
         n, levels = len(row["responses"]), K or len(row["responses"])
         if n < levels and settings.loss != "sft":
             raise UserError(f"responses has {n} entries, " + (f"--levels asks for {K}" if settings.levels else f"the first row {K}; take --levels"))
-        if n > levels and not settings.levels:
+        if n > levels and not settings.levels and settings.loss != "sft":
             raise UserError(f"responses has {n} entries, the first row {K}; say with --levels how many of each row to learn from")
         if settings.loss == "pro" and any(response.get("accuracy") is None for response in row["responses"][1:]):
             raise UserError("responses lack an accuracy, which --loss pro weighs by; rank them with verify.py")

@@ -34,7 +34,10 @@ def facts(settings):
 
 def begin(settings):
     """The folder to work in, or None when --resume finds the run complete.  Nothing is written: see `make`."""
-    out, folder = Path(settings.out), Path(f"{settings.out}.part")
+    out = Path(settings.out)             # Path drops the slash of "DIR/": else the work would lie inside DIR
+    folder = out.with_name(f"{out.name}.part") if out.name else Path(f"{out}.part")
+    if out.resolve() == Path(settings.model).resolve():
+        raise UserError(f"--out {out}: is the model that is trained, and would be replaced; give another name")
     if out.exists() and not (out / "train.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: is there already, and train.py did not write it; give --out another name")
     now = facts(settings)

@@ -87,7 +87,19 @@ class Settings:
 
 def root_of(source, settings):
     """Where the pictures of an input file lie; those of a Parquet file are unpacked beside the output."""
-    return settings.image_root or Path(settings.out if Path(source).suffix == ".parquet" else source).parent
+    return Path(settings.out).parent if Path(source).suffix == ".parquet" else settings.image_root or Path(source).parent
+
+
+def check_files(settings):
+    """Refuse what would mix up files or pictures."""
+    if Path(settings.out).resolve() in {Path(source).resolve() for source in settings.in_}:
+        raise UserError(f"{settings.out}: is both input and output; give the output another name")
+    roots = {os.path.abspath(root_of(source, settings)) for source in settings.in_}
+    if settings.to in ("rows", "prompts") and len(roots) > 1:                # there a picture is a path below one root
+        raise UserError(f"--in: the pictures lie below {' and '.join(sorted(roots))}; say with --image-root below which, or convert one by one")
+    unpacked = Counter(Path(source).stem for source in settings.in_ if Path(source).suffix == ".parquet")
+    if twice := [stem for stem, n in unpacked.items() if n > 1]:
+        raise UserError(f"--in: two Parquet files are called {twice[0]}, and so would be their pictures; rename one")
 
 
 def read_rows(settings, notes, dropped):
@@ -180,6 +192,7 @@ def register(out):
 
 def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
+    check_files(settings)
     notes, dropped, read = Counter(), Counter(), Counter()
 
     def found():

@@ -73,11 +73,17 @@ def json_list(path, content):
 def parquet(path, pictures):
     """RLHF-V and RLAIF-V come as Parquet with the pictures inside, {"bytes", "path"}: they are written to `pictures`."""
     try:
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile         # optional: only these two data sets need it
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs one more package: pip install pyarrow") from None
+    open_input(path).close()
     number = 0
-    for batch in ParquetFile(path).iter_batches(batch_size=64):
+    try:
+        batches = ParquetFile(path).iter_batches(batch_size=64)
+    except (OSError, ArrowException) as error:
+        raise UserError(f"{path}: is no whole Parquet file ({str(error).splitlines()[0]}); download it again") from None
+    for batch in batches:
         for record in batch.to_pylist():
             number += 1
             image = record.get("image")

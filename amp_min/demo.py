@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shlex
 import shutil
 import signal
 import threading
@@ -55,7 +56,7 @@ class Settings:
 
 def parsed(command):
     """A command, "train.py …" or "amp_min.world …", as (module, its arguments)."""
-    module, *argv = command.split()
+    module, *argv = shlex.split(command)
     return module.removesuffix(".py"), argv
 
 
@@ -124,6 +125,7 @@ class Run:
 
 def stages(run, folder, preset, seed):
     """Every stage in order.  W, M, E: the folders of world, models and evaluation."""
+    folder = shlex.quote(str(folder))               # a path may hold spaces
     W, M, E, options = f"{folder}/world", f"{folder}/models", f"{folder}/evaluate", PRESETS[preset]
     run("world", f"amp_min.world --out {W} --seed {seed} {options['world']}")
     run("clip", f"amp_min.pretrain --part clip --world {W} --out {M} --seed {seed} {options['clip']}")
@@ -189,7 +191,7 @@ def main(argv=None):
         try:
             stages(run, folder, settings.preset, settings.seed)
             records.write_json(folder / "results.json", results(folder, run, settings.seed))
-            run("report", f"amp_min.report --run {folder} --out {folder}/report.html")
+            run("report", f"amp_min.report --run {shlex.quote(str(folder))} --out {shlex.quote(str(folder))}/report.html")
         except KeyboardInterrupt as error:
             for worker in multiprocessing.active_children():        # every stage can be killed: it goes on behind its last row
                 worker.kill()

@@ -169,6 +169,8 @@ def ask_a_judge(rows, said, path):
 
 def main(argv=None):
     settings, started = script.command_line(Settings, argv, __doc__), time.perf_counter()
+    if Path(settings.out).is_dir():
+        raise UserError(f"--out {settings.out}: is a folder; name a file to write")
     benchmarks, answers = read_benchmarks(settings), f"{settings.out}.answers.jsonl"
     inputs = [*(path for path, _ in benchmarks.values()), *records.weights(settings.model)]
     key = lambda row: (row["benchmark"], row["id"])              # a scene is asked about more than once
@@ -177,7 +179,7 @@ def main(argv=None):
     with open(answers, encoding="utf-8") as file:
         said = [json.loads(line) for line in file]
     if "mrhal" in benchmarks:
-        ask_a_judge(benchmarks["mrhal"][1], said, Path(settings.out).with_suffix(".requests.jsonl"))
+        ask_a_judge(benchmarks["mrhal"][1], said, f"{settings.out.removesuffix('.json')}.requests.jsonl")
     results = scores(said)
     kept = {key: value for key, value in vars(settings).items() if key != "resume"}
     records.write_json(settings.out, {"metrics": results, "settings": kept, "versions": records.versions(),

@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import shlex
 import shutil
 import time
 from concurrent.futures import as_completed
@@ -79,9 +80,10 @@ def ranked(name, seed, settings, folder):
 
 def prepare(names, settings, folder, run):
     """Make the rankings that are not there yet; `run` (demo.Run) does each command once."""
-    models, made, options = f"{settings.run}/models", f"{folder}/rankings", demo.PRESETS[settings.preset]
-    prompts = f"--prompts {settings.run}/world/preference/prompts.jsonl"
-    verify, candidates = f"verify.py --encoder {models}/clip --candidates", f"{settings.run}/candidates.jsonl"
+    here, there = shlex.quote(settings.run), shlex.quote(str(folder))                       # a path may hold spaces
+    models, made, options = f"{here}/models", f"{there}/rankings", demo.PRESETS[settings.preset]
+    prompts = f"--prompts {here}/world/preference/prompts.jsonl"
+    verify, candidates = f"verify.py --encoder {models}/clip --candidates", f"{here}/candidates.jsonl"
     if "symmetric" in names:
         run("symmetric",
             f"{verify} {candidates} --out {made}/symmetric.jsonl --symmetric",
@@ -89,8 +91,8 @@ def prepare(names, settings, folder, run):
     if "perturb" in names:
         run("perturb", f"generate.py --strategy perturb {prompts} --out {made}/perturb.jsonl")
     if "ig" in names:
-        base, experts = f"{models}/{demo.POLICY}", f"{folder}/increments"
-        run("increments", f"amp_min.pretrain --part increments --world {settings.run}/world --base {base} "
+        base, experts = f"{models}/{demo.POLICY}", f"{there}/increments"
+        run("increments", f"amp_min.pretrain --part increments --world {here}/world --base {base} "
                           f"--out {experts} {INCREMENTS[settings.preset]}")
         generation = (f"generate.py --strategy ig --models {experts}/ig-3 {experts}/ig-2 {experts}/ig-1 {base} {prompts} "
                       f"--out {made}/ig-initial.jsonl --resume {options['generate']}")
@@ -117,13 +119,14 @@ def rewrite(path, settings, share, error, seed):
 def commands(name, seed, settings, folder):
     """A row's training and evaluation, as one would type them; the base is only evaluated."""
     training, options = TRAININGS[name], demo.PRESETS[settings.preset]
-    model, out, typed = f"{settings.run}/models/{demo.POLICY}", f"{folder}/trainings/{name}-{seed}", []
+    here, out = shlex.quote(settings.run), shlex.quote(f"{folder}/trainings/{name}-{seed}")
+    model, typed = f"{here}/models/{demo.POLICY}", []
     if training.rankings:
-        typed.append(f"train.py --model {model} --preferences {ranked(training.rankings, seed, settings, folder)} "
-                     f"--image-root {settings.run}/world/preference --out {out} --seed {seed} {options['train']} "
+        typed.append(f"train.py --model {model} --preferences {shlex.quote(str(ranked(training.rankings, seed, settings, folder)))} "
+                     f"--image-root {here}/world/preference --out {out} --seed {seed} {options['train']} "
                      f"{options[training.rate]} {training.options}")
         model = out
-    typed.append(f"amp_min.evaluate --model {model} --data {settings.run}/world/{settings.split} "
+    typed.append(f"amp_min.evaluate --model {model} --data {here}/world/{settings.split} "
                  f"--out {out}.evaluate.json --seed {seed} {options['evaluate']}")
     return typed
 

@@ -31,6 +31,7 @@ def folder_is_made(path, facts, resume):
 @contextlib.contextmanager
 def whole_folder(path, facts):
     """Yield a folder to fill, "<path>.part"; it gets its name when that went well, so <path> is never half a folder."""
+    path = Path(path)                    # without the slash of "DIR/"
     part = Path(f"{path}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -41,6 +42,7 @@ def whole_folder(path, facts):
 
 def replace_folder(new, path):
     """Rename the folder `new` to `path`; what stood there is deleted only when that is done."""
+    path = Path(path)
     old = Path(f"{path}.part.old")
     shutil.rmtree(old, ignore_errors=True)
     if Path(path).exists():

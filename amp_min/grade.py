@@ -37,8 +37,8 @@ class Settings:
     out: Path = field(metadata={"help": "the table (CSV); the results.json files go to a folder of the same name"})
     exercises: list[str] = field(default_factory=list, metadata={"help": "grade only these, such as ex03 ex03b"})
     private_tests: Path | None = field(default=None, metadata={"help": "folder with more test_*.py, shown to nobody"})
-    timeout: float = field(default=20, metadata={"help": "seconds for each test; they need well under one"})
-    memory_mb: float = field(default=2000, metadata={"help": "megabytes for each test, above what torch itself takes"})
+    timeout: float = field(default=20, metadata={"help": "seconds for each test; they need well under one", "above": 0})
+    memory_mb: float = field(default=2000, metadata={"help": "megabytes for each test, above what torch itself takes", "above": 0})
 
 
 # ---- 1. what was handed in ----
@@ -133,10 +133,15 @@ def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
     if settings.out.suffix != ".csv":
         raise UserError(f"--out {settings.out}: must end in .csv; the other results go to a folder without")
+    known = {path.stem.split("_")[1] for path in EXERCISES.glob("test_ex*.py")}
+    if unknown := [name for name in settings.exercises if name not in known]:
+        raise UserError(f"--exercises {unknown[0]}: there is none; choose from {' '.join(sorted(known))}")
     if settings.private_tests and not list(settings.private_tests.glob("test_*.py")):
         raise UserError(f"--private-tests {settings.private_tests}: holds no test_*.py")
-    settings.out.parent.mkdir(parents=True, exist_ok=True)      # fails now, not after minutes of work
     files = read_submissions(settings.submissions)
+    if settings.out.resolve().is_relative_to(settings.submissions.resolve()):
+        raise UserError(f"--out {settings.out}: lies among the submissions, and would be graded next time; put it elsewhere")
+    settings.out.parent.mkdir(parents=True, exist_ok=True)      # fails now, not after minutes of work
     check_processes(settings)
     points = {}
     for student in tqdm(files, desc="grading", unit="student", disable=None):

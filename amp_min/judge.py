@@ -71,8 +71,8 @@ def write_requests(path, items):
     for item in items:
         before = [dialogues[item["id"]][t] for t in sorted(dialogues[item["id"]]) if t < item["round"]]
         history = "".join(f"Earlier: <<<{b['question']}>>> was answered <<<{b['answer']}>>>\n" for b in before)
-        facts = item.get("image_content", "")
-        facts = facts if isinstance(facts, str) else ", ".join(facts)
+        facts = item.get("image_content") or ""
+        facts = facts if isinstance(facts, str) else ", ".join(map(str, facts)) if isinstance(facts, list) else json.dumps(facts, ensure_ascii=False)
         facts = f"The image shows: <<<{facts}>>>\n" if facts else ""
         fields = {field: item[field] for field in FIELDS}
         requests.append({**fields, "prompt": PROMPT.format(facts=facts, history=history, **fields)})
@@ -114,7 +114,7 @@ def read_replies(path, requests):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode("utf-8-sig"))
                 key, text = (row["id"], row["round"]), row["reply"]
                 asked = key in ratings
             except (ValueError, KeyError, TypeError):  # not UTF-8 or JSON; a field is missing; not an object, or odd id
@@ -169,7 +169,7 @@ def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
     with open_input(settings.requests) as file:
         try:
-            asked = [{key: request[key] for key in ("id", "round")} for request in map(json.loads, file)]
+            asked = [{key: request[key] for key in ("id", "round")} for request in map(json.loads, filter(bytes.strip, file))]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{settings.requests}: is not a file of requests, one object with id and round a line") from None
     ratings, report = read_replies(settings.replies, asked)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, RepetitionPenaltyLogitsProcessor
+from transformers import AutoConfig, AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, RepetitionPenaltyLogitsProcessor
 from transformers.utils import logging
 
 from amp_min import lora
@@ -218,8 +218,12 @@ def answer(m, features, questions, answers, decoding):
     # Handed to generate as a number, the penalty would spare the first words of an answer, one for each padding token.
     penalty = [RepetitionPenaltyLogitsProcessor(float(decoding.get("repetition_penalty", 1.0)))]
     decoding = {key: value for key, value in decoding.items() if key != "repetition_penalty"}
-    out = m.model.generate(inputs_embeds=embed(m, ids, features.to(m.device)), attention_mask=mask, suppress_tokens=silent,
-                           logits_processor=penalty, pad_token_id=pad, eos_token_id=m.tokenizer.eos_token_id, **decoding)
+    own, m.model.generation_config = m.model.generation_config, GenerationConfig()          # "greedy" is greedy, whatever a checkpoint brings
+    try:
+        out = m.model.generate(inputs_embeds=embed(m, ids, features.to(m.device)), attention_mask=mask, suppress_tokens=silent,
+                               logits_processor=penalty, pad_token_id=pad, eos_token_id=m.tokenizer.eos_token_id, **decoding)
+    finally:
+        m.model.generation_config = own
     return [text.strip() for text in m.tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 

@@ -28,7 +28,7 @@ def conversation(m, questions, answers):
     """
     for text in (*questions, *answers):
         if special := next((token for token in m.tokenizer.all_special_tokens if token in text), None):
-            raise UserError(f"{text[:60]!r} holds {special!r}, a special token of {m.name}, which is not read as text; take it out")
+            raise UserError(f"a text holds {special!r}, a special token of {m.name}, which is not read as text; take it out of {text[:60]!r}")
     eos, pieces, messages = m.tokenizer.eos_token, [], []
     for i, question in enumerate(questions[:len(answers) + 1]):
         picture = [{"type": "image"}] if i == 0 else []

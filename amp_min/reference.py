@@ -51,8 +51,11 @@ def logps(m, sets, ids, see, paths, autocast, settings):
                        unit="batch", disable=None):
         ref[chosen] = forward(m, sets, see, autocast, chosen)
     temporary = f"{path}.{os.getpid()}.tmp"     # of its own: another training on the same rows may be at the same point
-    save_file({"logps": ref}, temporary)
-    os.replace(temporary, path)                 # a killed run leaves no half cache for the next one to trip over
+    try:
+        save_file({"logps": ref}, temporary)
+        os.replace(temporary, path)             # a killed run leaves no half cache for the next one to trip over
+    except (OSError, SafetensorError) as error:
+        print(f"reference log-probs: not kept, {path} cannot be written ({error})")
     return ref
 
 

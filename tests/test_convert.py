@@ -125,6 +125,21 @@ def test_a_bad_record_is_named_or_dropped(run, tmp_path, source, item, message):
     assert len(rows) == 2 and sum(meta["records"]["dropped"].values()) == 1 and meta["records"]["read"] == 3
 
 
+def test_files_and_pictures_are_not_mixed_up(run, tmp_path):
+    item = {"image": "x.png", "conversations": turns("A?", "B")}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "l.json", [item])
+    two = (tmp_path / "a" / "l.json", tmp_path / "b" / "l.json")
+    with pytest.raises(UserError, match="--in: the pictures lie below .*/a and .*/b; say with --image-root"):
+        run("llava", "rows", two)
+    assert len(run("llava", "rows", two, "--image-root", str(tmp_path))[0]) == 2
+    with pytest.raises(UserError, match="out.jsonl: is both input and output"):
+        run("rows", "rows", (tmp_path / "out.jsonl",))
+    with pytest.raises(UserError, match="--in: two Parquet files are called t"):
+        run("rlaif-v", "rows", (tmp_path / "a" / "t.parquet", tmp_path / "b" / "t.parquet"))
+
+
 def test_repeated_ids_never_clash_and_dropped_rows_take_none(run):
     items = [{"id": name, "image": "a", "conversations": turns("A?", answer)} for name, answer in
              (("x", 3), ("x", "1"), ("x", "2"), ("x-2", "3"), ("x", "4"), (None, "5"), (7, "6"))]

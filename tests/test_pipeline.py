@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import generate
@@ -325,11 +326,48 @@ def test_model_folders_that_are_none(family, tiny_world, tmp_path, capsys):
     (["--strategy", "perturb", "--models", "m"], "--strategy perturb takes no --models"),
     ([], "meg and ig need at least one"),
     (["--models", "a/m", "b/m"], "two of m, m have the same name"),
+    (["--models", "a/standard"], "standard is no name for a model here"),
+    (["--models", "m", "--out", "."], "--out .: is a folder, or the prompts themselves"),
+    (["--models", "m", "--out", "./p.jsonl"], "--out ./p.jsonl: is a folder, or the prompts themselves"),
 ])
 def test_generate_flags(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         script.run(lambda: generate.main(["--prompts", "p.jsonl", "--out", str(tmp_path / "o.jsonl"), *flags]))
     assert stopped.value.code == 2 and message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_answers_to_other_questions_are_not_joined(tiny_world, family, tmp_path):
+    """--only makes the answers in runs of their own; between them the prompts or the settings may have changed."""
+    rows = lines(tiny_world / "preference" / "prompts.jsonl")[:2]
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    write = lambda: prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = ["--models", *map(str, (family / "llava-7b", family / "llava-2b")), "--prompts", str(prompts), "--out", str(out), "--beams", "1",
+             "--max-new-tokens", "3", "--image-root", str(tiny_world / "preference")]
+    write()
+    generate.main([*flags, "--only", "llava-7b"])
+    generate.main([*flags, "--only", "llava-2b", "--batch", "1"])                    # a batch size may differ
+    generate.main([*flags, "--only", "join"])
+    for change, name in (lambda: generate.main([*flags, "--only", "llava-7b", "--max-new-tokens", "4"]), "llava-7b"), (
+            lambda: (rows[0]["questions"].__setitem__(0, "What else?"), write(), generate.main([*flags, "--only", "llava-7b"])), "llava-2b"):
+        change()
+        with pytest.raises(records.UserError, match=f"{name}.jsonl: was made from other prompts or with other settings; run --only {name} again"):
+            generate.main([*flags, "--only", "join"])
+
+
+def test_decoding_is_what_we_say_not_what_a_checkpoint_brings(tiny_world, family, tmp_path):
+    shutil.copytree(family / "llava-7b", tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    own = json.loads(path.read_text(encoding="utf-8")) | {"num_beams": 3, "no_repeat_ngram_size": 1, "min_p": 0.9}
+    path.write_text(json.dumps(own), encoding="utf-8")
+    rows = lines(tiny_world / "eval" / "captions.jsonl")[:2]
+    found = []
+    for folder in (family / "llava-7b", tmp_path / "model"):
+        m = mllm.load(folder)
+        see = mllm.eyes(m, [tiny_world / "eval" / row["image"] for row in rows])
+        for decoding in evaluate.DECODING.values():
+            torch.manual_seed(0)
+            found.append(mllm.converse(m, see, [row["questions"] for row in rows], decoding | {"max_new_tokens": 8}, 2, "x"))
+    assert found[:2] == found[2:] and m.model.generation_config.num_beams == 3       # save_pretrained keeps the checkpoint's own
 
 
 def test_evaluate_refuses_folders_and_rows(family, tiny_world, tmp_path, capsys):

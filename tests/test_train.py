@@ -410,3 +410,40 @@ def test_a_special_token_in_an_answer_is_refused(run, rows, tmp_path):
     write(tmp_path / "preferences.jsonl", [bad])
     with pytest.raises(UserError, match="'</s>', a special token of"):
         run("special")
+
+
+# ---- where it writes ----
+
+def test_a_slash_behind_out_changes_nothing(run, tmp_path):
+    one, _ = run("one", "--epochs", "0.1")
+    run("two/", "--epochs", "0.1")
+    assert weights(one) == weights(tmp_path / "two") and not list(tmp_path.rglob("*.part"))
+
+
+def test_the_model_that_is_trained_is_not_replaced(run, family, tmp_path):
+    shutil.copytree(family / "llava-2b", tmp_path / "mine")
+    before = weights(tmp_path / "mine")
+    with pytest.raises(UserError, match="--out .*mine: is the model that is trained"):
+        run("mine", "--model", str(tmp_path / "mine"), "--lora-rank", "2")
+    assert weights(tmp_path / "mine") == before
+
+
+def test_a_reference_that_cannot_be_kept_is_no_obstacle(run, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    one, _ = run("one", "--epochs", "0.1")
+    monkeypatch.setattr(reference, "save_file", full)
+    two, _ = run("two", "--epochs", "0.1", "--beta", "0.1", "--round-step", "0.0")
+    assert weights(one) == weights(two)
+    shutil.rmtree(two)
+    for cache in cached(two.parent):
+        cache.unlink()
+    run("two", "--epochs", "0.1")
+    assert "reference log-probs: not kept" in capsys.readouterr().out and weights(one) == weights(two) and not cached(two.parent)
+
+
+def test_supervised_training_takes_rows_of_any_number_of_levels(run, rows, tmp_path):
+    all_alike, _ = run("alike", "--loss", "sft", "--epochs", "1")
+    write(tmp_path / "preferences.jsonl", [row | {"responses": row["responses"][:2 + i % 2]} for i, row in enumerate(rows)])
+    mixed, _ = run("mixed", "--loss", "sft", "--epochs", "1")
+    assert weights(all_alike) == weights(mixed)
