@@ -28,9 +28,10 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from amp_min import mllm, perturb, records, script
-from amp_min.checks import UserError
-from amp_min.pictures import image_path, open_image
+from amp_min import mllm, perturb, records
+from amp_min.support import hub, script, storage
+from amp_min.support.pictures import image_path, open_image
+from amp_min.support.script import UserError
 
 
 @dataclass
@@ -71,13 +72,13 @@ def write_answers(name, path, settings):
     One model after the other, because a family of large models does not fit into memory together.
     """
     same = ("prompts", "image_root", "beams", "repetition_penalty", "max_new_tokens", "batch", "block", "dtype", "skip_bad")
-    with records.Writer(path, {"model": name} | {key: getattr(settings, key) for key in same},
-                        [settings.prompts, *records.weights(name)], settings.resume) as out:
+    with storage.Writer(path, {"model": name} | {key: getattr(settings, key) for key in same},
+                        [settings.prompts, *storage.weights(name)], settings.resume) as out:
         todo = sum(row["id"] not in out.done for row in read_prompts(settings))
         if not todo:
             return
-        device = mllm.choose_device()
-        dtype, why = mllm.choose_dtype(settings.dtype, device)
+        device = hub.choose_device()
+        dtype, why = hub.choose_dtype(settings.dtype, device)
         m = mllm.load(name, dtype, device)
         print(f"{name}: {m.model.num_parameters() / 1e6:.2f} M parameters on {device} in {dtype}: {why}")
         decoding = dict(num_beams=settings.beams, do_sample=False, repetition_penalty=settings.repetition_penalty,
@@ -97,7 +98,7 @@ def write_answers(name, path, settings):
 
 def write_perturbed(share, path, settings):
     """The standard answers with `share` of their content words changed, to a file like a model's."""
-    with records.Writer(path, {"share": share, "seed": settings.seed, "skip_bad": settings.skip_bad}, [settings.prompts],
+    with storage.Writer(path, {"share": share, "seed": settings.seed, "skip_bad": settings.skip_bad}, [settings.prompts],
                         settings.resume) as out:
         words = perturb.Words(answer for row in read_prompts(settings) for answer in row["answers"])
         for row in tqdm(read_prompts(settings), desc=f"perturb {share:.0%}", unit="row", disable=None):
@@ -109,13 +110,13 @@ def write_perturbed(share, path, settings):
 
 def join(sources, settings):
     """Put the standard answer and each source's answers side by side: the candidate rows."""
-    inputs, prompts = [settings.prompts, *(path for _, path in sources)], records.sha256_file(settings.prompts)
+    inputs, prompts = [settings.prompts, *(path for _, path in sources)], storage.sha256_file(settings.prompts)
     for name, path in sources:                  # --only made them in runs of their own
-        with records.open_input(f"{path}.meta.json") as file:
+        with storage.open_input(f"{path}.meta.json") as file:
             made = json.load(file)
         if prompts not in made["inputs"].values() or any(made["settings"].get(key, getattr(settings, key)) != getattr(settings, key) for key in DECIDES):
             raise UserError(f"{path}: was made from other prompts or with other settings; run --only {name} again")
-    with records.Writer(settings.out, vars(settings), inputs, settings.resume) as out:
+    with storage.Writer(settings.out, vars(settings), inputs, settings.resume) as out:
         files = [open(path, encoding="utf-8") for _, path in sources]
         for row, *lines in itertools.zip_longest(read_prompts(settings, out.dropped), *files):
             answers = [json.loads(line or '{"id": null}') for line in lines]

@@ -23,9 +23,10 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-from amp_min import checkpoint, lora, losses, memory, mllm, packing, records, reference, script
-from amp_min.checks import UserError
-from amp_min.pictures import image_path, open_image
+from amp_min import lora, losses, mllm, packing, records, reference
+from amp_min.support import checkpoint, hub, memory, script, storage
+from amp_min.support.pictures import image_path, open_image
+from amp_min.support.script import UserError
 
 
 @dataclass
@@ -81,10 +82,10 @@ def load_policy(settings):
         raise UserError(f"--lora-rank: {settings.model} is an adapter itself, and new ones would forget it; merge it first: python -c "
                         f"\"from amp_min import mllm; m = mllm.load('{settings.model}'); m.model.save_pretrained('MERGED'); "
                         "m.processor.save_pretrained('MERGED')\"")
-    device = mllm.choose_device()
+    device = hub.choose_device()
     if device == "cuda":
         torch.set_float32_matmul_precision("high")          # fp32 products in TF32, or the small adapters would take most of the time
-    dtype, why = mllm.choose_dtype(settings.dtype, device)
+    dtype, why = hub.choose_dtype(settings.dtype, device)
     print(f"{settings.model} on {device} in {dtype}: {why}")
     config = mllm.read_config(settings.model)
     shapes = memory.skeleton(config)
@@ -111,7 +112,7 @@ def read_sets(m, settings):
 
     The tokens wait on the disk: in memory, those of 100,000 rows would outgrow a small model.
     """
-    K, sets, ids, paths, rewards, dropped = settings.levels, records.OnDisk(packing.TokenSet._make), [], [], [], {}
+    K, sets, ids, paths, rewards, dropped = settings.levels, storage.OnDisk(packing.TokenSet._make), [], [], [], {}
     limit, equal, tokens = m.model.config.text_config.max_position_embeddings, 0, None
 
     def on_bad(bad):

@@ -43,9 +43,9 @@ from typing import Literal
 from tqdm import tqdm
 
 from amp_min import autocheck, chunks, records
-from amp_min.mllm import choose_device
-from amp_min.records import BadRow, UserError
-from amp_min.script import command_line, run
+from amp_min.support import storage
+from amp_min.support.hub import choose_device
+from amp_min.support.script import BadRow, UserError, command_line, run
 
 MOST_FEATURES = 50_000       # texts whose features are kept for later rows: 150 MB at 768 numbers each
 
@@ -81,8 +81,8 @@ def main(argv=None):
     nlp = chunks.load_parser() if settings.method == "chunks" else None
     encoder = autocheck.load_encoder(settings.encoder, choose_device())
     started, long_texts, features = time.perf_counter(), 0, {}
-    inputs = [settings.candidates, *records.weights(settings.encoder)]
-    with records.Writer(settings.out, asdict(settings), inputs, settings.resume) as out:
+    inputs = [settings.candidates, *storage.weights(settings.encoder)]
+    with storage.Writer(settings.out, asdict(settings), inputs, settings.resume) as out:
         # disable=None: the bar goes to a terminal only, never into a log file.
         with tqdm(total=lines, initial=len(out.done), unit="row", disable=None) as bar:
             rows = rows_to_rank(settings, out)
@@ -96,7 +96,7 @@ def main(argv=None):
 
 
 def count_lines(path):
-    with records.open_input(path) as file:
+    with storage.open_input(path) as file:
         return sum(1 for _ in file)
 
 
@@ -164,7 +164,7 @@ def report(path, written, seconds, long_texts):
         counts["rows_with_equal_answers"] += len(set(answers)) < len(answers)
     with open(f"{path}.meta.json", encoding="utf-8") as file:
         meta = json.load(file)
-    records.write_json(f"{path}.meta.json", meta | {"auto_check": dict(counts)})
+    storage.write_json(f"{path}.meta.json", meta | {"auto_check": dict(counts)})
     print(f"{written} rows in {seconds:.1f} s ({written / seconds:.1f} rows/s) -> {path}; of all {counts['rows']} rows "
           f"{counts['rows_reordered']} changed order, {counts['rows_with_equal_answers']} hold equal answers")
     if long_texts:

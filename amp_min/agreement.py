@@ -19,8 +19,9 @@ from itertools import combinations
 
 import numpy as np
 
-from amp_min import records, script
-from amp_min.records import UserError
+from amp_min import records
+from amp_min.support import script, storage
+from amp_min.support.script import UserError
 
 CLEAR = 0.4              # two of five people: less is within what one person's mood decides
 DRAWS = 2000             # of pictures for an interval, and of splits: the third digit is stable
@@ -105,7 +106,7 @@ def main(argv=None):
         (a, b), chosen = choose_on_half(every, clear, np.random.default_rng(settings.seed))
         found["chosen_on_half"] = {"all": a, "clear": b, "chosen": dict(zip(settings.preferences, chosen))}
         print(f"{a:.3f} all, {b:.3f} clear   on the other half, when chosen on one")
-    records.write_json(settings.out, found | {"seed": settings.seed, "versions": records.versions()})
+    storage.write_json(settings.out, found | {"seed": settings.seed, "versions": storage.versions()})
 
 
 if __name__ == "__main__":

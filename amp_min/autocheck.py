@@ -30,11 +30,16 @@ from typing import NamedTuple
 
 import torch
 from spacy.lang.en.stop_words import STOP_WORDS
-from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextModelWithProjection,
+)
 from transformers.utils import logging
 
-from amp_min.mllm import hub
-from amp_min.records import UserError
+from amp_min.support.hub import pretrained
+from amp_min.support.script import UserError
 
 # M standard texts, N generated texts, D features of the encoder.
 
@@ -224,15 +229,15 @@ def load_encoder(name, device="cpu"):
     A sentence encoder's feature is the mean over its tokens, whatever pooling its authors trained it with. Reads
     safetensors only. Raises UserError, one line, when the weights cannot be had or do not fit their tokenizer.
     """
-    config = hub(AutoConfig.from_pretrained, name)
-    tokenizer = hub(AutoTokenizer.from_pretrained, name)
+    config = pretrained(AutoConfig.from_pretrained, name)
+    tokenizer = pretrained(AutoTokenizer.from_pretrained, name)
     is_clip = config.model_type in {"clip", "clip_text_model"}
     if not is_clip and hasattr(config, "vision_config"):
         raise UserError(f"{name}: model type {config.model_type!r} is not supported as text encoder; "
                         "give a CLIP or a sentence encoder")
     before = logging.get_verbosity()
     logging.set_verbosity_error()                # or transformers lists every weight of the vision tower as left over
-    model, info = hub(CLIPTextModelWithProjection.from_pretrained if is_clip else AutoModel.from_pretrained, name,
+    model, info = pretrained(CLIPTextModelWithProjection.from_pretrained if is_clip else AutoModel.from_pretrained, name,
                       dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     logging.set_verbosity(before)
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]      # BERT's pooler is not used

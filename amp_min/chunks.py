@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import spacy
 
-from amp_min.records import UserError
+from amp_min.support.script import UserError
 
 # Appendix A.1, Fig. 5, word for word.
 UNNECESSARY = frozenset("photo image photograph picture figure painting".split())

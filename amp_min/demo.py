@@ -9,7 +9,6 @@ Models this small gain little from a second thread, so independent commands run 
 that has finished before is not run again, an interrupted one goes on where it stopped; --fresh starts from nothing.
 """
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -27,7 +26,10 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from amp_min import oracle, records, script
+from amp_min import records
+from amp_min.support import script, storage
+from amp_min.support.script import UserError
+from amp_min.world import oracle
 
 FAMILY = ["llava-34b", "llava-13b", "llava-7b", "llava-2b"]         # best first
 POLICY = "llava-13b"                            # what is trained; the paper trains its 7B and its 13B
@@ -65,7 +67,7 @@ def run_chain(chain, threads):
     import torch
     torch.set_num_threads(threads)
     for module, argv in chain:
-        importlib.import_module(module).main(argv)
+        script.module_of(module).main(argv)
 
 
 def follow_parent():
@@ -116,7 +118,7 @@ class Run:
 
     def note(self, stage, finished, begun, seconds):
         self.stages[stage] = {"commands": finished, "begun": begun, "seconds": round(seconds, 1)}
-        records.write_json(self.path, self.stages)
+        storage.write_json(self.path, self.stages)
 
     def seconds(self):
         each = {stage: done["seconds"] for stage, done in self.stages.items()}
@@ -153,7 +155,7 @@ def results(folder, run, seed):
     autocheck = {"agreement_initial": initial["agreement"], "agreement_autocheck": checked["agreement"],
                  "inconsistency_rate": checked["inconsistency"], "inconsistency_initial": initial["inconsistency"],
                  "told_apart": checked["told_apart"]}
-    return {"models": metrics, "autocheck": autocheck, "seconds": run.seconds(), "seed": seed, "versions": records.versions(),
+    return {"models": metrics, "autocheck": autocheck, "seconds": run.seconds(), "seed": seed, "versions": storage.versions(),
             "machine": machine()}
 
 
@@ -190,7 +192,7 @@ def main(argv=None):
         run = Run(folder, pool)
         try:
             stages(run, folder, settings.preset, settings.seed)
-            records.write_json(folder / "results.json", results(folder, run, settings.seed))
+            storage.write_json(folder / "results.json", results(folder, run, settings.seed))
             run("report", f"amp_min.report --run {shlex.quote(str(folder))} --out {shlex.quote(str(folder))}/report.html")
         except KeyboardInterrupt as error:
             for worker in multiprocessing.active_children():        # every stage can be killed: it goes on behind its last row
@@ -198,9 +200,9 @@ def main(argv=None):
             error.add_note(f"what is done is kept in {folder}; the same command goes on where it stopped")
             raise
         except BrokenProcessPool:
-            raise records.UserError(f"{folder}: a worker was killed, maybe for lack of memory; the same command goes on where it stopped") from None
+            raise UserError(f"{folder}: a worker was killed, maybe for lack of memory; the same command goes on where it stopped") from None
     found = results(folder, run, settings.seed)
-    records.write_json(folder / "results.json", found)
+    storage.write_json(folder / "results.json", found)
     print(table(found))
     print(f"{found['seconds']['total']:.0f} s in all; the page: {folder}/report.html")
 

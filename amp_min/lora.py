@@ -30,7 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from amp_min.records import UserError, write_json
+from amp_min.support.script import UserError
+from amp_min.support.storage import write_json
 
 # The whole name must match. "language_model" is needed: a CLIP vision tower has a q_proj, k_proj and v_proj as well.
 TARGETS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

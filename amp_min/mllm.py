@@ -12,18 +12,20 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoConfig, AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, RepetitionPenaltyLogitsProcessor
-from transformers.utils import logging
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from amp_min import lora
-from amp_min.checks import UserError
-from amp_min.pictures import open_image
-from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens     # noqa: F401  callers know them by this module
-from amp_min.script import is_out_of_memory
-
-logging.disable_progress_bar()          # transformers' own, two per model: they would go into log files, too
+from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens  # noqa: F401  callers know them by this module
+from amp_min.support.hub import pretrained
+from amp_min.support.pictures import open_image
+from amp_min.support.script import UserError
 
 
 @dataclass
@@ -45,49 +47,12 @@ class Mllm:
 
 # ---- loading ----------------------------------------------------------------------------------------------------
 
-def choose_dtype(name, device):
-    """(dtype, reason) for "auto" | "bf16" | "fp32"."""
-    if name == "auto":
-        if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported():
-            return torch.bfloat16, "this GPU computes in bf16: half the memory, no loss scaling needed"
-        return torch.float32, "no bf16 GPU: on a CPU bf16 is slower than fp32"
-    if name in (dtypes := {"bf16": torch.bfloat16, "fp32": torch.float32}):
-        return dtypes[name], "as asked"
-    raise UserError(f"--dtype {name}: choose auto, bf16 or fp32")
-
-
-def choose_device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def hub(load, name, **kwargs):
-    """Call a `from_pretrained`; what can go wrong outside our code becomes one line that says what to do."""
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"{name}: has no config.json, so it is not a model folder")
-    pickles = [path.name for end in ("bin", "pt", "pth") for path in sorted(Path(name).glob(f"*.{end}"))]
-    if pickles and not any(Path(name).glob("*.safetensors")):
-        raise UserError(f"{name}: its weights are a pickle, {pickles[0]}, which can run code when it is read; only safetensors are read: "
-                        "save them as such where you trust the file")
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-        raise UserError(f"{name}: no such model folder")
-    try:
-        return load(name, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise                                # script.run has better advice
-        first = str(error).strip().split("\n")[0].rstrip(".")
-        if not Path(name).is_dir():
-            raise UserError(f"{name}: cannot be had from the hub ({first}); download it where there is a network with "
-                            f"`hf download {name} --local-dir DIR` and give DIR instead") from error
-        raise UserError(f"{name}: cannot be loaded: {first}") from error
-
-
 def read_config(name):
     """The config of a LLaVA folder or hub id, or of the base that an adapter folder names; no weights are read."""
     name = str(name)
     if (Path(name) / lora.CONFIG).is_file():
         return read_config(lora.base_of(name))
-    config = hub(AutoConfig.from_pretrained, name)
+    config = pretrained(AutoConfig.from_pretrained, name)
     if config.model_type != "llava":
         raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles 'llava' (LLaVA-1.5 "
                         "and interleave checkpoints), where every picture has the same number of image tokens")
@@ -106,8 +71,8 @@ def load(name, dtype=torch.float32, device="cpu"):
         return replace(m, name=name)
     if Path(name).is_dir() and not any((Path(name) / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")):
         raise UserError(f"{name}: has no processor_config.json; save the processor beside the weights (processor.save_pretrained)")
-    processor = hub(AutoProcessor.from_pretrained, name)
-    model, info = hub(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype, use_safetensors=True,
+    processor = pretrained(AutoProcessor.from_pretrained, name)
+    model, info = pretrained(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype, use_safetensors=True,
                       output_loading_info=True)
     for problem in [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]:
         raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")

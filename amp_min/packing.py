@@ -33,7 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amp_min import losses, pieces
+from amp_min import attention, losses
 from amp_min.mllm import embed
 
 # Shapes: B preference sets, K levels, T tokens of the longest packed set, N scored tokens of the batch, D hidden size,
@@ -148,10 +148,10 @@ def block_mask(segment):
 # ---- 4. Log-probabilities, with the shared prefix and without ----
 
 def speed_up(m):
-    """Choose the attention that skips the empty parts of the mask (pieces.py), where the model suits; returns m."""
+    """Choose the attention that skips the empty parts of the mask (attention.py), where the model suits; returns m."""
     decoder = m.model.model.language_model
-    if pieces.suits(decoder) and decoder.config._attn_implementation != pieces.NAME:
-        decoder.set_attn_implementation(pieces.NAME)
+    if attention.suits(decoder) and decoder.config._attn_implementation != attention.NAME:
+        decoder.set_attn_implementation(attention.NAME)
     return m
 
 
@@ -164,7 +164,7 @@ def set_logps(m, batch, features, chunk=None):
     """
     B, K = batch.counts.shape
     T = batch.input_ids.shape[1]
-    # Before the first token that predicts something, nobody reads what the last layer says: `pieces.run` leaves it out.
+    # Before the first token that predicts something, nobody reads what the last layer says: `attention.run` leaves it out.
     first = int((batch.predictor % T).min())
     batch = Batch(*(part.to(m.device) for part in batch))
     decoder = m.model.model.language_model
@@ -176,8 +176,8 @@ def set_logps(m, batch, features, chunk=None):
         hidden_from = ~mask(batch.segment)                                                  # (B,1,T,T)
         return torch.zeros_like(hidden_from, dtype=embeds.dtype).masked_fill_(hidden_from, float("-inf"))
 
-    if decoder.config._attn_implementation == pieces.NAME:
-        hidden = pieces.run(decoder, embeds, batch.position_ids, batch.segment, added_mask, first)      # (B,T-first,D)
+    if decoder.config._attn_implementation == attention.NAME:
+        hidden = attention.run(decoder, embeds, batch.position_ids, batch.segment, added_mask, first)      # (B,T-first,D)
     else:
         flex = decoder.config._attn_implementation == "flex_attention"
         hidden = decoder(inputs_embeds=embeds, attention_mask=block_mask(batch.segment) if flex else added_mask(),

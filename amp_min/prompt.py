@@ -8,7 +8,7 @@ answer behind exactly those tokens that the model continues when it is asked.  T
 
 from os.path import commonprefix
 
-from amp_min.checks import UserError
+from amp_min.support.script import UserError
 
 # LLaVA-1.5's conversation format, for checkpoints that bring no chat template of their own.
 LLAVA_TEMPLATE = (

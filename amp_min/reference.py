@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from amp_min import lora, packing
-from amp_min.checks import UserError
+from amp_min.support.script import UserError
 
 
 def key(m, sets, paths, settings):

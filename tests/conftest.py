@@ -27,7 +27,7 @@ def pytest_itemcollected(item):
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory):
     """A folder of amp_min.world with a few scenes of everything.  Read only."""
-    from amp_min import world
+    from amp_min.world import __main__ as world
     out = tmp_path_factory.mktemp("world")
     world.main(["--out", str(out), "--train", "24", "--closeups", "12", "--finetune", "8", "--preference", "10",
                 "--captions", "6", "--dialogues", "12"])
@@ -37,7 +37,7 @@ def tiny_world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def family(tiny_world, tmp_path_factory):
     """A folder with clip/, llava-2b/ and llava-7b/, trained until they speak in sentences, if wrong ones.  Read only."""
-    from amp_min import pretrain
+    from amp_min.pretrain import __main__ as pretrain
     out = tmp_path_factory.mktemp("family")
     pretrain.main(["--world", str(tiny_world), "--out", str(out), "--clip-steps", "2", "--steps", "25", "--batch", "8",
                    "--family", "llava-2b", "llava-7b"])

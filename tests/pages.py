@@ -21,7 +21,6 @@ import argparse
 import ast
 import contextlib
 import datetime
-import importlib
 import io
 import json
 import multiprocessing
@@ -37,6 +36,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+
+from amp_min.support import script  # noqa: E402
 
 BLOCK = re.compile(r"(?:^<!-- (?P<rule>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
 VALUE = re.compile(r"<!-- value: (?P<expression>[^>]+?) (?P<format>\S+) -->(?P<shown>[-−+]?[\d.,]*\d%?)?")
@@ -125,7 +126,7 @@ def evaluate(expression):
 
 def help_text(name):
     os.environ["COLUMNS"] = "110"                         # argparse breaks its lines by the terminal's width
-    return command_in_process(importlib.import_module(name).main, ["--help"])
+    return command_in_process(script.module_of(name).main, ["--help"])
 
 
 def table():
@@ -185,8 +186,9 @@ def run_line(line):
     words, printed = shlex.split(first, comments=True), None
     if words[:1] == ["python"]:
         name, argv = (words[2], words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py"), words[2:])
-        if (ROOT / (name.replace(".", "/") + ".py")).is_file():
-            printed, line = command_in_process(importlib.import_module(name).main, argv), rest
+        here = ROOT / name.replace(".", "/")
+        if here.with_suffix(".py").is_file() or (here / "__main__.py").is_file():
+            printed, line = command_in_process(script.module_of(name).main, argv), rest
     if printed is None or pipe:
         done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], input=printed, capture_output=True, encoding="utf-8", check=False)
         if done.returncode:

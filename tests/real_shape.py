@@ -26,10 +26,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 import train  # noqa: E402
-from amp_min import lora, memory, mllm, pretrain, records, script  # noqa: E402
+from amp_min import lora, mllm
+from amp_min.pretrain import __main__ as pretrain
+from amp_min.support import hub, memory, script, storage
 
 WORDS = "a the cat dog car tree red blue big small there is on under no yes two three image shows and left right of".split()
 ROWS, LEVELS, RANK = 2, 4, 64
@@ -86,7 +95,7 @@ def logits(model, ids):
 
 def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
-    device = mllm.choose_device()
+    device = hub.choose_device()
     layers = settings.layers or (32 if device == "cuda" else 2)
     temporary = tempfile.TemporaryDirectory() if settings.folder is None else None
     folder = Path(settings.folder or temporary.name)
@@ -140,8 +149,8 @@ def main(argv=None):
               "parameters": parameters, "lora_rank": RANK, "levels": LEVELS, "sets_per_step": ROWS, "image_tokens": mllm.image_tokens_of(shapes),
               "adapter_parameters": sum(p.numel() for p in lora.parameters(skeleton)), "loss": line["loss"], "grad_norm": line["grad_norm"],
               "reloaded_logits_equal": True, "seconds": {"train_py": round(seconds, 1), "of_which_computing": round(busy, 1)}, "tokens_per_second_of_the_step": line["tokens_per_second"],
-              "memory": memory_used, "estimate_gb": {key: round(value / memory.GB, 2) for key, value in estimate.items()}, "versions": records.versions()}
-    records.write_json(settings.out, result)
+              "memory": memory_used, "estimate_gb": {key: round(value / memory.GB, 2) for key, value in estimate.items()}, "versions": storage.versions()}
+    storage.write_json(settings.out, result)
     print(json.dumps(result, indent=2))
     if temporary:
         temporary.cleanup()

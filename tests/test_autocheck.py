@@ -4,13 +4,20 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import (BertConfig, BertModel, CLIPConfig, CLIPModel, CLIPTextModelWithProjection,
-                          PreTrainedTokenizerFast)
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+)
 
 from amp_min import autocheck, chunks
-from amp_min.records import UserError
+from amp_min.support.script import UserError
 
 NLP = chunks.load_parser()
 D = 4

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from amp_min import bench, contenders, lora, losses, mllm, packing, stopwatch
-from amp_min.checks import UserError
-from amp_min.contenders import PAD, Shape, sizes
+from amp_min import lora, losses, mllm, packing
+from amp_min.bench import __main__ as bench
+from amp_min.bench import stopwatch, variants
+from amp_min.bench.variants import PAD, Shape, sizes
+from amp_min.support.script import UserError
 
 TINY = Shape(16, 8, sizes(16, 32, 2, 2), sizes(32, 48, 3, 4, vocab_size=60), prompt=4, answer=5, jitter=2, batch=2, batches=2)
 QUICK = SimpleNamespace(samples=2, sample_seconds=0.0, max_foreign=1.0, clock="wall", levels=[3], seed=0, peer_json="", threads=1)
@@ -19,9 +21,9 @@ K = 3
 @pytest.fixture
 def lab():
     """In float64, with a policy that has moved away from its reference: the losses are not those of the start."""
-    lab = contenders.open_lab(TINY, K, seed=0)
+    lab = variants.open_lab(TINY, K, seed=0)
     lab.policy.model.double(), lab.reference.model.double()
-    lab = contenders.once(lab._replace(pixels=lab.pixels.double()))
+    lab = variants.once(lab._replace(pixels=lab.pixels.double()))
     with torch.no_grad():
         for p in lab.trained:
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.05)
@@ -29,17 +31,17 @@ def lab():
 
 
 def loss_and_gradient(lab, name):
-    loss = contenders.STEPS[name](lab, lab.batches[1])
+    loss = variants.STEPS[name](lab, lab.batches[1])
     gradient = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in lab.trained])
     lab.optimizer.zero_grad()
     return loss, gradient
 
 
 def test_all_ways_take_the_same_step(lab, monkeypatch):
-    monkeypatch.setattr(packing.pieces, "DENSE_BELOW", 0)
+    monkeypatch.setattr(packing.attention, "DENSE_BELOW", 0)
     want, gradient = loss_and_gradient(lab, "levels")
     assert abs(want - (math.log(2))) > 0.01 and gradient.abs().max() > 0.1
-    for name in contenders.STEPS:
+    for name in variants.STEPS:
         loss, other = loss_and_gradient(lab, name)
         assert loss == pytest.approx(want, rel=1e-6, abs=1e-6), name
         torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-5, msg=name)
@@ -47,32 +49,32 @@ def test_all_ways_take_the_same_step(lab, monkeypatch):
 
 def test_a_step_moves_what_trains_and_not_the_tower(lab):
     before = {name: p.clone() for name, p in lab.policy.model.named_parameters()}
-    contenders.step(lab, "ours", 0)
+    variants.step(lab, "ours", 0)
     still = {name for name, p in lab.policy.model.named_parameters() if torch.equal(p, before[name])}
     assert still == {name for name in before if "vision_tower" in name}
 
 
 def test_sets_have_the_lengths_that_were_asked_for():
-    sets, pixels = contenders.make_sets(TINY, K, seed=1)
+    sets, pixels = variants.make_sets(TINY, K, seed=1)
     assert len(sets) == TINY.batch * TINY.batches and pixels.shape == (len(sets), 3, 16, 16)
     for tokens in sets:
         prefix, *answers = tokens.ids
-        assert len(prefix) == 4 + TINY.prompt and prefix.count(contenders.IMAGE) == 4 and len(answers) == K
+        assert len(prefix) == 4 + TINY.prompt and prefix.count(variants.IMAGE) == 4 and len(answers) == K
         assert all(abs(len(answer) - TINY.answer) <= TINY.jitter for answer in answers)
-    assert contenders.make_sets(TINY, K, seed=1)[0] == sets != contenders.make_sets(TINY, K, seed=2)[0]
+    assert variants.make_sets(TINY, K, seed=1)[0] == sets != variants.make_sets(TINY, K, seed=2)[0]
 
 
 def test_tokens_are_those_that_the_decoder_reads(lab):
     """Counted at the embedding, padding left out, against the closed forms (K-1)(Kp+n), Kp+n and p+n."""
     read = []
     hook = lab.policy.model.get_input_embeddings().register_forward_hook(lambda _, args, out: read.append(int((args[0] != PAD).sum())))
-    want = contenders.token_counts(K, lab.sets)
+    want = variants.token_counts(K, lab.sets)
     p, n = 4 + TINY.prompt, sum(len(answer) for tokens in lab.sets for answer in tokens.ids[1:]) / len(lab.sets)
     assert want == pytest.approx({"pairs": 2 * (3 * p + n), "levels": 3 * p + n, "ours": p + n})
     for side in bench.SIDES:
         read.clear()
         for chosen in lab.batches:
-            contenders.STEPS[side](lab, chosen)
+            variants.STEPS[side](lab, chosen)
         assert sum(read) / len(lab.sets) == pytest.approx(want[side])
     hook.remove()
 
@@ -120,9 +122,9 @@ def test_the_gpu_rows_code_on_a_tiny_model():
 
 def test_flops_are_those_that_pytorch_counts(monkeypatch):
     """Matrix products of a whole step with adapters. Attention is left to the formula: PyTorch counts empty scores, too."""
-    monkeypatch.setattr(packing.pieces, "DENSE_BELOW", 0)
+    monkeypatch.setattr(packing.attention, "DENSE_BELOW", 0)
     shape, rank = TINY._replace(batch=1, batches=1), 2
-    m, (sets, pixels) = packing.speed_up(contenders.build(shape, 0)), contenders.make_sets(shape, K, 0)
+    m, (sets, pixels) = packing.speed_up(variants.build(shape, 0)), variants.make_sets(shape, K, 0)
     lora.add(m.model, rank)
     features, batch = mllm.look(m, pixels), packing.pack(sets, PAD)
     with FlopCounterMode(display=False) as counter:
@@ -130,7 +132,7 @@ def test_flops_are_those_that_pytorch_counts(monkeypatch):
         losses.mdpo_loss(policy, policy.detach()).backward()
     recomputed = 2 * len(batch.targets) * 32 * 60                 # the head's logits once more: work, but not counted as such
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm] - recomputed
-    first, (p, *answers) = int(batch.predictor.min()), packing.pieces.cut(batch.segment)[0]
+    first, (p, *answers) = int(batch.predictor.min()), packing.attention.cut(batch.segment)[0]
     D, depth, scores = 32, 3, p * p / 2 + sum(n * (p + n / 2) for n in answers)
     assert bench.flops(shape, batch, first, rank) - 12 * D * (depth * scores - p * p / 2) == counted
 

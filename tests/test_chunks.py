@@ -1,6 +1,7 @@
 """Noun chunks on sentences as captions have them, and on the broken ones that models write."""
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from amp_min import chunks
 

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amp_min import convert, convert_in, convert_out, mllm, records
-from amp_min.checks import UserError
+from amp_min import mllm, records
+from amp_min.convert import __main__ as convert
+from amp_min.convert import incoming, outgoing
+from amp_min.support.script import UserError
 
 
 def write(path, items, as_list=False):
@@ -148,7 +150,7 @@ def test_repeated_ids_never_clash_and_dropped_rows_take_none(run):
     assert meta["lossy"]["repeated ids made different by a number"] == 3
 
 
-@pytest.mark.parametrize("source", sorted(convert_in.READERS))
+@pytest.mark.parametrize("source", sorted(incoming.READERS))
 def test_a_list_of_numbers_is_no_data_set(run, tmp_path, source):
     path = write(tmp_path / "coco_pope_random.json", [7], as_list=True)
     with pytest.raises(UserError, match=f"{path}:2: record is a number, not an object"):
@@ -158,12 +160,12 @@ def test_a_list_of_numbers_is_no_data_set(run, tmp_path, source):
 def test_lists_name_the_line_that_a_record_begins_on(tmp_path):
     path = tmp_path / "list.json"
     path.write_text('\ufeff[\n {"a": 1,\n  "b": 2},\n\n {"a": NaN}, 7 ]', encoding="utf-8")
-    found = list(convert_in.objects(path, tmp_path))
+    found = list(incoming.objects(path, tmp_path))
     assert found[0] == (2, {"a": 1, "b": 2}) and found[2] == (5, 7)
     assert found[1][0] == 5 and "NaN" in found[1][1].problem
     path.write_text('[{"a": 1},\n {"a": ', encoding="utf-8")
     with pytest.raises(UserError, match=f"{path}:2: list is not JSON .*cut short"):
-        list(convert_in.objects(path, tmp_path))
+        list(incoming.objects(path, tmp_path))
 
 
 def test_parquet_with_pictures_inside(run, tmp_path):
@@ -262,8 +264,8 @@ def test_converted_rows_are_read_by_the_stages(run, tmp_path):
 
 def test_readers_and_writers_are_the_choices():
     kinds = convert.Settings.__annotations__
-    assert set(kinds["from_"].__args__) == set(convert_in.READERS)
-    assert set(kinds["to"].__args__) == set(convert_out.WRITERS) | {"rows", "prompts", "amp"}
+    assert set(kinds["from_"].__args__) == set(incoming.READERS)
+    assert set(kinds["to"].__args__) == set(outgoing.WRITERS) | {"rows", "prompts", "amp"}
 
 
 # ---- TRL itself, where it is installed ----

@@ -6,7 +6,8 @@ import sys
 from concurrent.futures import Future
 from pathlib import Path
 
-from amp_min import demo, report
+from amp_min import demo
+from amp_min.report import __main__ as report
 
 ROOT = Path(__file__).parent.parent
 

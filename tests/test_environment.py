@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from amp_min import environment
+from tutorial import environment
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from amp_min import grade, isolated, script
-from amp_min.checks import UserError
+from amp_min.support import script
+from amp_min.support.script import UserError
+from tutorial.grading import __main__ as grade
+from tutorial.grading import isolated
 
 ROOT = Path(__file__).parent.parent
 STUBS = ROOT / "tutorial/exercises"
@@ -111,7 +113,7 @@ def test_page_for_teachers():
     assert len(rows) == 4 + 4 + 8
     for exercises, total in rows:
         assert sum(points[name] for name in re.findall(r"ex\d\d\w?", exercises)) == int(total), exercises
-    for command in re.findall(r"^python -m amp_min.grade (.+)$", TEACHERS, re.M):
+    for command in re.findall(r"^python -m tutorial.grading (.+)$", TEACHERS, re.M):
         script.command_line(grade.Settings, shlex.split(command))
 
 

@@ -1,19 +1,23 @@
 """The studies: what is compared, the annotator's noise, the intervals and verdicts, and one study as a process."""
 
-import importlib
 import json
 import math
 import random
 import subprocess
 import sys
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from amp_min import annotators, demo, experiments, intervals, oracle, records, script, studies, tables
+from amp_min import demo
+from amp_min.experiments import __main__ as experiments
+from amp_min.experiments import annotators, intervals, studies, tables, trainings
 from amp_min.losses import pair_indices
+from amp_min.support import script, storage
+from amp_min.support.script import UserError
+from amp_min.world import oracle
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +50,7 @@ def test_every_claim_is_about_rows_of_its_table_and_every_command_parses(tmp_pat
         assert len(typed) == (1 if name == "base" else 2)
         for command in typed:
             module, *argv = command.split()
-            settings = importlib.import_module(module.removesuffix(".py")).Settings
+            settings = script.module_of(module).Settings
             script.command_line(settings, argv)                     # exits when a flag is unknown
     assert set(studies.DECIDING) <= set(demo.SHOWN)
 
@@ -216,7 +220,7 @@ def test_sums_give_the_figures_of_evaluate(tiny_run):
 
 def test_orders_tell_how_rankings_agree_with_the_oracle(tmp_path):
     files = {name: tmp_path / f"{name}.jsonl" for name in ("auto-check", "initial", "symmetric", "noisy-100")}
-    with records.Writer(files["initial"], {}, []) as out:
+    with storage.Writer(files["initial"], {}, []) as out:
         for row in sets(20):
             out.write(row)                                          # all the wrong way round
     annotators.write(files["auto-check"], files["initial"], 1, 0, seed=0)
@@ -232,7 +236,7 @@ def test_levels_are_means_over_the_steps_of_an_epoch(tmp_path):
     steps = [(0.5, 1), (1.0, 3), (1.5, 10), (2.0, 20)]
     (tmp_path / "log.jsonl").write_text("".join(
         json.dumps({"epoch": epoch, "logp": [-x, -2 * x], "ratio": [x, x / 2]}) + "\n" for epoch, x in steps), encoding="utf-8")
-    assert experiments.levels_by_epoch(tmp_path / "log.jsonl") == [{"logp": [-2, -4], "ratio": [2, 1]},
+    assert trainings.levels_by_epoch(tmp_path / "log.jsonl") == [{"logp": [-2, -4], "ratio": [2, 1]},
                                                                    {"logp": [-15, -30], "ratio": [15, 7.5]}]
 
 
@@ -262,5 +266,5 @@ def test_a_study_as_a_process_and_once_more(tiny_run, tmp_path, capsys):
 
 
 def test_without_a_demo_run_one_line_says_what_to_do(tmp_path):
-    with pytest.raises(records.UserError, match="candidates.jsonl: is missing; finish the demo run first"):
+    with pytest.raises(UserError, match="candidates.jsonl: is missing; finish the demo run first"):
         experiments.main(["table3", "--run", str(tmp_path)])

@@ -1,8 +1,8 @@
 """Folders that are whole or not there: what is kept, what is skipped, what is never replaced."""
 import pytest
 
-from amp_min import folders
-from amp_min.checks import UserError
+from amp_min.support import folders
+from amp_min.support.script import UserError
 
 FACTS = {"steps": 3, "sha256 of in": "ab"}
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amp_min import judge, metrics
-from amp_min.records import UserError
+from amp_min import metrics
+from amp_min.evaluate import judge
+from amp_min.support.script import UserError
 
 
 def item(name="d7", turn=1, **more):

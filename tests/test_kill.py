@@ -6,7 +6,6 @@
 The default suite kills three times. A fork runs a stage's main() in a process of its own and saves it the imports.
 """
 import gc
-import importlib
 import json
 import os
 import platform
@@ -23,7 +22,8 @@ from pathlib import Path
 import pytest
 import tqdm.auto
 
-from amp_min import records, script
+from amp_min import records
+from amp_min.support import script, storage
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,7 +69,7 @@ def start_command(module, flags, log):
 
 def start_fork(module, flags, log, largest_file=None):
     """The same main() in a fork."""
-    main = importlib.import_module(module).main
+    main = script.module_of(module).main
     if pid := os.fork():
         return pid
     status = 1
@@ -199,9 +199,9 @@ def test_random_moments_of_every_stage(start, kills, tiny_world, family, rows, t
     trials = kill_all(kills, tiny_world, family, tmp_path / "work", rows, start)
     path, name = ROOT / "results/kill.json", "commands" if start is start_command else "forks_of_an_imported_process"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    records.write_json(path, found | {name: {
+    storage.write_json(path, found | {name: {
         "kills": len(trials), "rows_lost": sum(t["rows_lost"] for t in trials), "rows_twice": sum(t["rows_twice"] for t in trials),
-        "files_that_differ": sum(len(t["files_differ"]) for t in trials), "trials": trials, "versions": records.versions(),
+        "files_that_differ": sum(len(t["files_differ"]) for t in trials), "trials": trials, "versions": storage.versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores"}})
     assert wrong(trials) == [] and len(trials) == sum(kills.values())
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amp_min import records
+from amp_min.support import storage
 
 ROOT = Path(__file__).parent.parent
 SIZES = (1_000, 10_000, 100_000)
@@ -25,7 +25,7 @@ SIZES = (1_000, 10_000, 100_000)
 CODE = {
     "reader and writer": """
 from amp_min import records
-with records.Writer(out, {}, [rows]) as file:
+with storage.Writer(out, {}, [rows]) as file:
     for row in records.read(rows, "candidate"):
         file.write(row)
 """,
@@ -49,7 +49,7 @@ for chosen in packing.batches(lengths, 16, seed="0 0")[:200]:
 }
 MEASURE = """
 import sys, time
-from amp_min import stopwatch
+from amp_min.bench import stopwatch
 rows, out, models = sys.argv[1:]
 {code}
 print(stopwatch.resident("VmHWM"), time.process_time())         # not ru_maxrss, which begins with the parent's
@@ -85,9 +85,9 @@ def test_memory_stays_flat(family, tmp_path):
             peak, seconds = map(float, done.stdout.split()[-2:])
             found[name].append({"rows": n, "peak_mb": round(peak, 1), "seconds": round(seconds, 1)})
             print(name, found[name][-1], flush=True)
-    records.write_json(ROOT / "results/load.json", {
+    storage.write_json(ROOT / "results/load.json", {
         "peaks": found, "note": "peak resident memory of the whole process, imports and model included; "
                                  "rows of 60 distinct answers; seconds are CPU seconds",
-        "versions": records.versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
+        "versions": storage.versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
     for name, peaks in found.items():                                    # ids and places of rows are kept: a hundred bytes or two each
         assert peaks[-1]["peak_mb"] - peaks[0]["peak_mb"] < 80, name

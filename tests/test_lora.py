@@ -7,10 +7,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from amp_min import lora
-from amp_min.records import UserError
+from amp_min.support.script import UserError
 
 torch.set_num_threads(1)
 LAYERS, D, HIDDEN, KV = 2, 32, 48, 16

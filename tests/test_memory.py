@@ -3,10 +3,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 import train
-from amp_min import lora, memory, mllm
+from amp_min import lora, mllm
+from amp_min.support import memory
 
 GB = 2**30
 LLAVA_7B = LlavaConfig(

@@ -8,11 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import (AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Qwen2Config,
-                          SiglipImageProcessorPil, SiglipVisionConfig)
+from transformers import (
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2Config,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+)
 
-from amp_min import mllm, packing, pictures, pretrain
-from amp_min.checks import UserError
+from amp_min import mllm, packing
+from amp_min.pretrain import __main__ as pretrain
+from amp_min.support import hub, pictures
+from amp_min.support.script import UserError
 
 P = 9
 # The template of llava-hf/llava-1.5-7b-hf (chat_template.json there), word for word.  It ends an answer with a space and
@@ -315,9 +326,9 @@ def test_names_that_are_no_folder(tmp_path):
 
 
 def test_dtype_choice():
-    assert mllm.choose_dtype("bf16", "cpu")[0] == torch.bfloat16 and mllm.choose_dtype("auto", "cpu")[0] == torch.float32
+    assert hub.choose_dtype("bf16", "cpu")[0] == torch.bfloat16 and hub.choose_dtype("auto", "cpu")[0] == torch.float32
     with pytest.raises(UserError, match="--dtype fp16: choose auto, bf16 or fp32"):
-        mllm.choose_dtype("fp16", "cpu")
+        hub.choose_dtype("fp16", "cpu")
 
 
 # ---- the LLaVA family ----

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amp_min import oracle
+from amp_min.world import oracle
 
 SCENE = {"theme": "street", "groups": [
     {"kind": "car", "color": "red", "size": "large", "cells": [[2, 0]]},                     # at the bottom left

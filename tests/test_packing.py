@@ -8,9 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
-from amp_min import losses, mllm, packing, pieces
+from amp_min import attention, losses, mllm, packing
 
 torch.set_num_threads(1)
 PAD, IMAGE, WORDS, P, VISION = 0, 49, 49, 4, 16     # ids 1 … 48 are words; P image tokens of VISION features each
@@ -83,15 +88,15 @@ def both(m, sets, step=0.0):
 
 @contextmanager
 def in_pieces(m, dense_below):
-    """Inside, set_logps takes pieces.py's way: short batches with the mask, those of dense_below tokens and more without."""
-    decoder, before = m.model.model.language_model, pieces.DENSE_BELOW
+    """Inside, set_logps takes attention.py's way: short batches with the mask, those of dense_below tokens and more without."""
+    decoder, before = m.model.model.language_model, attention.DENSE_BELOW
     packing.speed_up(m)
-    assert decoder.config._attn_implementation == pieces.NAME
-    pieces.DENSE_BELOW = dense_below
+    assert decoder.config._attn_implementation == attention.NAME
+    attention.DENSE_BELOW = dense_below
     try:
         yield
     finally:
-        pieces.DENSE_BELOW = before
+        attention.DENSE_BELOW = before
         decoder.set_attn_implementation("sdpa")
 
 
@@ -202,12 +207,12 @@ def test_checkpointing_keeps_nothing_inside_the_layers():
     m.model.train()
     for layers_checkpoint in (True, False):
         with pytest.MonkeyPatch.context() as patch, in_pieces(m, 0):
-            patch.setattr(packing.pieces.torch.autograd.graph, "saved_tensors_hooks", lambda *a: kept.append(a) or hooks(*a))
+            patch.setattr(packing.attention.torch.autograd.graph, "saved_tensors_hooks", lambda *a: kept.append(a) or hooks(*a))
             for layer in m.model.model.language_model.layers:
                 layer.gradient_checkpointing = layers_checkpoint
             batch = packing.pack([packing.token_set(some) for some in sets], PAD)
             packing.set_logps(m, batch, pictures(1, torch.float32))
-        own = [a for a in kept if a[0].__module__ == packing.pieces.__name__]
+        own = [a for a in kept if a[0].__module__ == packing.attention.__name__]
         assert bool(own) == (not layers_checkpoint)
         kept.clear()
 

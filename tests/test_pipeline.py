@@ -17,7 +17,11 @@ from safetensors.torch import load_file
 import generate
 import train
 import verify
-from amp_min import evaluate, mllm, oracle, records, script
+from amp_min import mllm, records
+from amp_min.evaluate import __main__ as evaluate
+from amp_min.support import script, storage
+from amp_min.support.script import UserError
+from amp_min.world import oracle
 
 ROOT = Path(__file__).parent.parent
 NEW_TOKENS, ROWS, LIMIT = 12, 10, 20
@@ -100,11 +104,11 @@ def test_generate_writes_candidates(chain, tiny_world, family):
 def test_every_file_names_its_inputs_by_content(chain, tiny_world, family):
     folder, _ = chain
     prompts = tiny_world / "preference" / "prompts.jsonl"
-    assert meta(folder / "candidates.jsonl")["inputs"][str(prompts)] == records.sha256_file(prompts)
+    assert meta(folder / "candidates.jsonl")["inputs"][str(prompts)] == storage.sha256_file(prompts)
     assert meta(folder / "preferences.jsonl")["inputs"] == {
-        str(path): records.sha256_file(path) for path in (folder / "candidates.jsonl", family / "clip" / "model.safetensors")}
+        str(path): storage.sha256_file(path) for path in (folder / "candidates.jsonl", family / "clip" / "model.safetensors")}
     run = json.loads((folder / "mdpo" / "train.json").read_text(encoding="utf-8"))
-    assert run["run"]["sha256 of the preferences"] == records.sha256_file(folder / "preferences.jsonl")
+    assert run["run"]["sha256 of the preferences"] == storage.sha256_file(folder / "preferences.jsonl")
     for found in (meta(folder / "candidates.jsonl"), meta(folder / "preferences.jsonl"), run):
         assert found["versions"].keys() == {"python", "torch", "transformers", "spacy"}
     assert not list(folder.rglob("*.part*")) and not list(folder.rglob("*.tmp"))
@@ -176,14 +180,14 @@ def test_evaluate_goes_on_behind_its_last_row(chain, tiny_world, family, tmp_pat
                          "--max-new-tokens", "4", "--out", str(out)]
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
     evaluate.main(flags(whole))
-    write = records.Writer.write
+    write = storage.Writer.write
     for last in 7, 17:
         def stop(out, row, last=last):
             if len(out.done) + out.written == last:
                 raise KeyboardInterrupt
             write(out, row)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(records.Writer, "write", stop)
+            patch.setattr(storage.Writer, "write", stop)
             evaluate.main([*flags(broken), "--resume"])
         assert not broken.exists() and len(Path(f"{broken}.answers.jsonl.part").read_bytes().splitlines()) == last
     evaluate.main([*flags(broken), "--resume"])
@@ -350,7 +354,7 @@ def test_answers_to_other_questions_are_not_joined(tiny_world, family, tmp_path)
     for change, name in (lambda: generate.main([*flags, "--only", "llava-7b", "--max-new-tokens", "4"]), "llava-7b"), (
             lambda: (rows[0]["questions"].__setitem__(0, "What else?"), write(), generate.main([*flags, "--only", "llava-7b"])), "llava-2b"):
         change()
-        with pytest.raises(records.UserError, match=f"{name}.jsonl: was made from other prompts or with other settings; run --only {name} again"):
+        with pytest.raises(UserError, match=f"{name}.jsonl: was made from other prompts or with other settings; run --only {name} again"):
             generate.main([*flags, "--only", "join"])
 
 

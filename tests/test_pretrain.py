@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
-from amp_min import autocheck, mllm, pretrain, records
-from amp_min.checks import UserError
+from amp_min import autocheck, mllm, records
+from amp_min.pretrain import __main__ as pretrain
+from amp_min.support.script import UserError
 
 
 @given(st.integers(1, 500), st.integers(1, 6))

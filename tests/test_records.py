@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors import SafetensorError
 
-from amp_min import pictures, records, script
-from amp_min.checks import FIELDS
-from amp_min.records import BadRow, UserError, Writer, read
+from amp_min import records
+from amp_min.records import FIELDS, read
+from amp_min.support import pictures, script, storage
+from amp_min.support.script import BadRow, UserError
+from amp_min.support.storage import Writer
 
 ROOT = Path(__file__).resolve().parents[1]
 PROPERTY = dict(deadline=None, derandomize=True, database=None)
@@ -348,7 +351,7 @@ def test_the_meta_file_holds_what_a_reader_needs(tmp_path):
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_run_without_a_row_leaves_nothing(tmp_path, refused):
-    with pytest.raises(UserError) as error, records.Writer(tmp_path / "out.jsonl", {}, []) as out:
+    with pytest.raises(UserError) as error, storage.Writer(tmp_path / "out.jsonl", {}, []) as out:
         if refused:
             raise UserError("the first row is bad")
         out.dropped["bad"] += 1
@@ -374,7 +377,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from amp_min.records import Writer
+from amp_min.support.storage import Writer
 with Writer(sys.argv[1], {"seed": 1}, []) as out:
     for i in range(int(sys.argv[2])):
         out.write({"id": f"row-{i}", "text": "é" * 5000})
@@ -407,7 +410,7 @@ def test_after_sigkill_every_whole_row_is_kept(tmp_path, rows, half):
 
 FULL = """
 import resource, sys
-from amp_min.records import Writer
+from amp_min.support.storage import Writer
 resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))     # as a full disk does, a write stops half-way
 try:
     with Writer(sys.argv[1], {"seed": 1}, []) as out:
@@ -460,13 +463,13 @@ def test_writer_refuses_a_folder_its_own_input_a_missing_input_and_an_empty_resu
 
 def test_write_json_is_sorted_strict_and_atomic(tmp_path):
     path = tmp_path / "a" / "results.json"
-    records.write_json(path, {"b": 1, "a": "é"})
+    storage.write_json(path, {"b": 1, "a": "é"})
     assert path.read_bytes() == '{\n  "a": "é",\n  "b": 1\n}\n'.encode()
     with pytest.raises(ValueError):
-        records.write_json(path, {"a": math.nan})
+        storage.write_json(path, {"a": math.nan})
     assert path.read_bytes().startswith(b'{\n  "a": "') and list(path.parent.iterdir()) == [path]
     with pytest.raises(IsADirectoryError):
-        records.write_json(path.parent, {})
+        storage.write_json(path.parent, {})
     assert list(tmp_path.iterdir()) == [path.parent]
 
 
@@ -689,7 +692,7 @@ def test_run_leaves_success_and_bugs_alone():
 
 @pytest.mark.parametrize("lines", [1, 10_000])       # one line waits in a buffer until the end, many do not
 def test_a_closed_pipe_ends_silently(lines):
-    code = f"from amp_min import script; script.run(lambda: input() and [print('x' * 100) for _ in range({lines})])"
+    code = f"from amp_min.support import script; script.run(lambda: input() and [print('x' * 100) for _ in range({lines})])"
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                  env=os.environ | {"PYTHONUNBUFFERED": ""})
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as child:
@@ -700,7 +703,7 @@ def test_a_closed_pipe_ends_silently(lines):
 
 
 def test_start_up_does_not_import_torch():
-    code = ("import sys, amp_min.records, amp_min.pictures, amp_min.script\n"
+    code = ("import sys, amp_min.records, amp_min.support.pictures, amp_min.support.script\n"
             "assert not {'torch', 'transformers', 'spacy'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -11,11 +11,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from amp_min import drawing, oracle, report
-from amp_min.records import BadRow, UserError
+from amp_min.report import __main__ as report
+from amp_min.support.script import BadRow, UserError
+from amp_min.world import drawing, oracle
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENE = {"theme": "street", "groups": [

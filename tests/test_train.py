@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import train
 from amp_min import lora, mllm, records, reference
-from amp_min.checks import UserError
+from amp_min.support import storage
+from amp_min.support.script import UserError
 
 K, ROWS = 3, 10
 
@@ -305,7 +306,7 @@ def test_rows_wait_on_the_disk(run, family, tiny_world, tmp_path, rows):
                               image_root=str(tiny_world / "preference"))
     m = mllm.load(settings.model)
     sets, ids, _, _ = train.read_sets(m, settings)
-    assert isinstance(sets, records.OnDisk) and len(sets) == ROWS and ids == [row["id"] for row in rows]
+    assert isinstance(sets, storage.OnDisk) and len(sets) == ROWS and ids == [row["id"] for row in rows]
     for i in (3, 0, -1):
         encoded = [mllm.encode(m, rows[i]["questions"], response["answers"]) for response in rows[i]["responses"]]
         assert sets[i] == train.packing.token_set(encoded)

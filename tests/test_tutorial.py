@@ -10,9 +10,23 @@ import xml.dom.minidom
 from pathlib import Path
 
 import pytest
-from pages import ROOT, Stale, blocks, desk, evaluate, false_claims, fresh, pages, quoted, run_page, runs_here, section, with_outputs
+from pages import (
+    ROOT,
+    Stale,
+    blocks,
+    desk,
+    evaluate,
+    false_claims,
+    fresh,
+    pages,
+    quoted,
+    run_page,
+    runs_here,
+    section,
+    with_outputs,
+)
 
-from amp_min import demo, figures
+from amp_min.report import figures
 
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in pages()}
 CHAPTERS = [name for name in PAGES if name[0].isdigit()]

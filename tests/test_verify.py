@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_autocheck import make_clip
 
 import verify
 from amp_min import agreement
-from amp_min.records import UserError
-from test_autocheck import make_clip
+from amp_min.support.script import UserError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from amp_min import drawing, oracle, records, world
+from amp_min import records
+from amp_min.world import __main__ as world
+from amp_min.world import drawing, oracle, scenes, texts, vocabulary
 
 SPLITS = ["train", "closeups", "finetune", "preference", "tune", "eval"]
 SIZE = ["--train", "4", "--closeups", "2", "--finetune", "2", "--preference", "2", "--captions", "2", "--dialogues", "2"]
@@ -27,7 +29,7 @@ def rows_of(folder):
 
 
 def content(scene):
-    return scene["theme"], tuple(sorted(map(world.phrase_at, scene["groups"])))
+    return scene["theme"], tuple(sorted(map(texts.phrase_at, scene["groups"])))
 
 
 # ---- the folder ----
@@ -57,11 +59,11 @@ def test_rows_pictures_and_meta_files(tiny_world):
 
 
 def test_every_kind_has_an_icon_of_its_own_in_every_color():
-    assert len(world.KINDS) >= 12 and set(world.USUAL_COLOR) == set(world.KINDS)
-    assert set(world.KINDS) == {kind for kinds in world.THEMES.values() for kind in kinds}
+    assert len(vocabulary.KINDS) >= 12 and set(vocabulary.USUAL_COLOR) == set(vocabulary.KINDS)
+    assert set(vocabulary.KINDS) == {kind for kinds in vocabulary.THEMES.values() for kind in kinds}
     drawn = {drawing.draw("sea", [{"kind": kind, "color": color, "size": size, "cells": [[1, 1]]}]).tobytes()
-             for kind in world.KINDS for color in world.COLORS for size in world.SIZES}
-    assert len(drawn) == len(world.KINDS) * len(world.COLORS) * len(world.SIZES)
+             for kind in vocabulary.KINDS for color in vocabulary.COLORS for size in vocabulary.SIZES}
+    assert len(drawn) == len(vocabulary.KINDS) * len(vocabulary.COLORS) * len(vocabulary.SIZES)
 
 
 # ---- splits ----
@@ -70,7 +72,7 @@ def test_splits_share_no_scene(tiny_world):
     owner = {}
     for split, rows in rows_of(tiny_world).items():
         for row in rows:
-            assert world.split_of(row["scene"]) == split
+            assert scenes.split_of(row["scene"]) == split
             assert owner.setdefault(content(row["scene"]), split) == split
     assert sum(1 for split in owner.values() if split == "train") == 24          # and no two scenes of a split are alike
 
@@ -78,7 +80,7 @@ def test_splits_share_no_scene(tiny_world):
 @settings(max_examples=100, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from([[1], [2], [3], [4]]))
 def test_scenes_are_sound_and_their_split_is_their_contents(rng, sizes):
-    scene = world.sample_scene(rng, sizes)
+    scene = scenes.sample_scene(rng, sizes)
     cells = [tuple(cell) for group in scene["groups"] for cell in group["cells"]]
     assert len(set(cells)) == len(cells) and all(0 <= row < 3 and 0 <= column < 3 for row, column in cells)
     assert len({group["kind"] for group in scene["groups"]}) == len(scene["groups"]) >= 1
@@ -87,17 +89,17 @@ def test_scenes_are_sound_and_their_split_is_their_contents(rng, sizes):
         columns = [column for _, column in group["cells"]]
         assert columns == list(range(columns[0], columns[0] + len(columns)))
     shuffled = dict(scene, groups=rng.sample(scene["groups"], len(scene["groups"])))
-    assert world.split_of(shuffled) == world.split_of(json.loads(json.dumps(scene)))
+    assert scenes.split_of(shuffled) == scenes.split_of(json.loads(json.dumps(scene)))
 
 
 # ---- texts ----
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(world.ASPECTS))
+@given(st.integers(0, 10**6), st.sampled_from(vocabulary.ASPECTS))
 def test_clean_answers_are_rated_6_by_the_oracle(seed, aspect):
     rng = random.Random(seed)
-    scene = world.sample_scene(rng, [1, 2, 3, 4])
-    question, answer = world.ask(aspect, scene, rng)
+    scene = scenes.sample_scene(rng, [1, 2, 3, 4])
+    question, answer = texts.ask(aspect, scene, rng)
     assert oracle.rating(answer, answer, scene) == 6, (question, answer)
     assert oracle.false_spans(answer, scene) == [] and (aspect == "existence" and answer[:2] == "No" or oracle.claims(answer))
 
@@ -132,15 +134,15 @@ def test_training_texts_are_as_careless_as_they_are_set_to_be():
 def test_careless_view_changes_only_what_it_is_set_to():
     for seed in range(50):
         rng = random.Random(seed)
-        scene = world.sample_scene(rng, [2, 3])
-        assert world.careless_view(scene, 0.0, 0.0, rng) == scene
-        view = world.careless_view(scene, 1.0, 0.0, rng)
+        scene = scenes.sample_scene(rng, [2, 3])
+        assert scenes.careless_view(scene, 0.0, 0.0, rng) == scene
+        view = scenes.careless_view(scene, 1.0, 0.0, rng)
         extra = [group for group in view["groups"] if group not in scene["groups"]]
-        absent = set(world.THEMES[scene["theme"]]) - oracle.present(scene)
+        absent = set(vocabulary.THEMES[scene["theme"]]) - oracle.present(scene)
         assert len(extra) == bool(absent) and len(view["groups"]) == len(scene["groups"]) + len(extra)
         if extra:
-            assert extra[0]["kind"] in world.THEMES[scene["theme"]] and extra[0]["kind"] not in oracle.present(scene)
-        assert all(g["color"] == world.USUAL_COLOR[g["kind"]] for g in world.careless_view(scene, 0.0, 1.0, rng)["groups"])
+            assert extra[0]["kind"] in vocabulary.THEMES[scene["theme"]] and extra[0]["kind"] not in oracle.present(scene)
+        assert all(g["color"] == vocabulary.USUAL_COLOR[g["kind"]] for g in scenes.careless_view(scene, 0.0, 1.0, rng)["groups"])
 
 
 # ---- benchmarks ----
@@ -173,11 +175,11 @@ def test_popular_and_adversarial_follow_the_counts():
 def test_mrhal_has_2_to_5_rounds_and_six_aspects(tiny_world):
     rows = [row for split in ("tune", "eval") for row in lines(tiny_world / split / "mrhal.jsonl")]
     assert len(rows) == 24 and {2, 3} <= {len(row["questions"]) for row in rows} <= {2, 3, 4, 5}
-    assert {aspect for row in rows for aspect in row["aspects"]} == set(world.ASPECTS) and len(world.ASPECTS) == 6
+    assert {aspect for row in rows for aspect in row["aspects"]} == set(vocabulary.ASPECTS) and len(vocabulary.ASPECTS) == 6
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.randoms(use_true_random=False), st.lists(st.sampled_from(world.ASPECTS), min_size=1, max_size=5))
+@given(st.randoms(use_true_random=False), st.lists(st.sampled_from(vocabulary.ASPECTS), min_size=1, max_size=5))
 def test_a_dialogue_asks_no_question_twice(rng, aspects):
-    questions, answers, found = world.dialogue(world.sample_scene(rng, [2, 3]), rng, aspects)
+    questions, answers, found = texts.dialogue(scenes.sample_scene(rng, [2, 3]), rng, aspects)
     assert len(questions) == len(set(questions)) == len(answers) == len(found) == len(aspects)

@@ -7,7 +7,7 @@
 tests/test_exercises.py runs them on the stubs, the solutions and the wrong solutions.
 
 A test gets the student's module as `student`, random inputs from `randn` and `rng`, has an exercise marker (ex06) and
-a points marker, and compares with `compare.same`. amp_min.grade loads this very file as a plugin.
+a points marker, and compares with `compare.same`. tutorial.grading loads this very file as a plugin.
 """
 import hashlib
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amp_min import isolated
+from tutorial.grading import isolated
 
 HERE = Path(__file__).parent.resolve()
 torch.set_num_threads(1)
