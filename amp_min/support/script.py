@@ -4,9 +4,9 @@ A script's settings are one dataclass, so that names, defaults and reasons stand
 
     @dataclass
     class Settings:
-        preferences: str = field(metadata={"help": "rows to learn from"})                  # required: --preferences
-        beta: float = field(default=0.1, metadata={"help": "strength of the KL term"})     # --beta 0.1
-        shuffle: bool = field(default=True, metadata={"help": "new order each epoch"})     # --shuffle / --no-shuffle
+        preferences: str = needed("rows to learn from")                     # required: --preferences FILE
+        beta: float = arg(0.1, "strength of the KL term", above=0)          # --beta 0.1
+        shuffle: bool = arg(True, "new order in each epoch")                # --shuffle / --no-shuffle
 """
 
 import argparse
@@ -36,6 +36,19 @@ class BadRow(UserError):
         super().__init__(f"{place}: {problem}" if place else problem)
         self.problem = problem
         self.reason = re.sub(r"\d+", "N", problem.split(";")[0])
+
+
+def needed(help, **metadata):
+    """A setting without a default: the command line must give it."""
+    return dataclasses.field(metadata={"help": help} | metadata)
+
+
+def arg(default, help, **bounds):
+    """A setting with a default. bounds: min, max and above (more than) for numbers."""
+    metadata = {"help": help} | bounds
+    if isinstance(default, list):                # a list of its own for every Settings
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
