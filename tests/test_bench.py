@@ -159,8 +159,9 @@ def test_a_part_that_fails_or_is_wrong_or_late_is_named_and_the_others_run(tmp_p
     def late():
         while True:
             pass
-    parts = {"fails": lambda: 1 / 0, "no number": lambda: {"x": math.nan}, "wrong": lambda: {"x": gpu.distances(*torch.tensor([2.0, 1.1, 1.0]))},
-             "right": lambda: {"x": gpu.distances(*torch.tensor([1.2, 1.1, 1.0]))}, "late": late}
+    check = lambda *three: lambda: {"x": gpu.distances(*torch.tensor(three))}
+    parts = {"fails": lambda: 1 / 0, "no number": lambda: {"x": math.nan}, "wrong": check(2.0, 1.1, 1.0),
+             "right": check(1.2, 1.1, 1.0), "late": late}
     with pytest.raises(UserError, match="fails; no number; wrong; late") as caught:
         gpu.record(parts, str(tmp_path / "gpu.json"), 0.005, {"device": "none"})
     assert "\n" not in str(caught.value)

@@ -50,7 +50,8 @@ def equal(dtype, shape, device, attention, K=4, N=4):
         return values, *torch.autograd.grad(values.sum(), weights)
     twins = of(m, variants.separate_logps), of(exact, variants.separate_logps)
     ours = of(variants.use_attention(m, attention), variants.packed_logps)
-    return dict(zip(("log-probs", "gradient, layer 1", "gradient, head"), map(distances, ours, *twins), strict=True))
+    names = ("log-probs", "gradient, layer 1", "gradient, head")
+    return dict(zip(names, map(distances, ours, *twins), strict=True))
 
 
 def closed_forms(device):
@@ -165,7 +166,8 @@ def main(settings):
         parts[f"K = {K}, checkpointing"] = partial(steps, run, K, checkpointing=True)
     if device == "cuda":                                      # last: it is compiled for every length
         parts["K = 4, FlexAttention"] = partial(steps, run, 4, ("FlexAttention",))
-    about = {"device": measure.device_name(device), "versions": storage.versions(), "model": run.shape._asdict()}
+    about = {"device": measure.device_name(device), "shape": run.shape._asdict(),
+             "versions": storage.versions()}
     record(parts, settings.out or "results/gpu.json", settings.minutes, about)
 
 
