@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from amp_min import lora, losses, packing
+from amp_min import lora, losses
 from amp_min.bench import __main__ as bench
 from amp_min.bench import gpu, measure, variants
 from amp_min.bench.variants import PAD, STEPS, Shape, sizes
@@ -14,7 +14,6 @@ from amp_min.support.script import UserError
 
 TINY = Shape(16, 8, sizes(16, 32, 2, 2), sizes(32, 48, 3, 4, vocab_size=60), 4, 5, 2, B=2)
 K, P = 3, 4
-ON_A_CPU = [name for name in STEPS if name != "FlexAttention"]
 
 
 @pytest.fixture
@@ -37,11 +36,10 @@ def loss_and_gradient(lab, name):
     return loss, gradient
 
 
-def test_all_variants_take_the_same_step(lab, monkeypatch):
-    monkeypatch.setattr(packing.attention, "DENSE_BELOW", 0)
+def test_all_variants_take_the_same_step(lab):
     want, gradient = loss_and_gradient(lab, "levels")
     assert abs(want - math.log(2)) > 0.01 and gradient.abs().max() > 0.1
-    for name in ON_A_CPU:
+    for name in STEPS:
         loss, other = loss_and_gradient(lab, name)
         assert loss == pytest.approx(want, rel=1e-6, abs=1e-6), name
         torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-5, msg=name)
@@ -123,14 +121,13 @@ def test_the_first_call_is_not_counted_and_all_take_turns():
     assert list(found) == ["a", "b"] and all(found[x]["range"][0] <= found[x]["seconds"] for x in found)
 
 
-def test_flops_are_those_that_pytorch_counts(monkeypatch):
+def test_flops_are_those_that_pytorch_counts():
     """Matrix products of a step with adapters. Attention is left out: PyTorch counts empty scores, too."""
-    monkeypatch.setattr(packing.attention, "DENSE_BELOW", 0)
-    rank, depth, shape = 2, 12, TINY._replace(B=1, text=sizes(32, 48, 12, 4, vocab_size=60))
+    rank, depth, shape = 2, 12, TINY._replace(B=1, jitter=0, text=sizes(32, 48, 12, 4, vocab_size=60))
     m, (sets, pixels) = variants.build(shape, 0), variants.make_sets(shape, K, 0, 1)
     lora.add(m.model, rank)
     with FlopCounterMode(display=False) as counter:
-        variants.use_attention(m, "pieces")
+        variants.use_attention(m, "prefix sharing")
         policy = variants.packed_logps(m, sets, variants.encode_images(m, pixels))
         losses.mdpo_loss(policy, policy.detach()).backward()
     p, *answers = map(len, sets[0].ids)
@@ -138,20 +135,20 @@ def test_flops_are_those_that_pytorch_counts(monkeypatch):
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm] - recomputed
     scores = p * p / 2 + sum(n * (p + n / 2) for n in answers)
     matrices = gpu.flops(shape, sets[0], rank) - 12 * 32 * depth * scores
-    assert counted < matrices < 1.06 * counted                    # two of twelve layers are spared something
+    assert counted < matrices < 1.06 * counted                    # the first of twelve layers is spared something
 
 
 # ---- the GPU's command ----
 
 def test_the_gpu_run_on_a_cpu(monkeypatch, tmp_path, capsys):
-    """Every part that a GPU would run but FlexAttention, with two layers."""
+    """Every part that a GPU would run, with two layers."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     bench.main(["--gpu", "--tiny", "--repeats", "1", "--out", str(tmp_path / "gpu.json")])
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert not [name for name, part in result.items() if isinstance(part, dict) and "failed" in part]
-    assert result["pieces, torch.bfloat16"]["log-probs"]["right"] is True
-    assert result["K = 8, checkpointing"]["levels"].keys() == result["K = 4"]["dense mask"].keys()
-    assert result["calls"]["aten::scaled_dot_product_attention"] == 5      # a layer: prefix and four answers
+    assert result["prefix sharing, torch.bfloat16"]["log-probs"]["right"] is True
+    assert result["K = 8, checkpointing"]["levels"].keys() == result["K = 4"]["whole mask"].keys()
+    assert result["calls"]["aten::scaled_dot_product_attention"] == 2      # a layer: the prefix, all answers
     assert result["generation"]["tokens_per_second"] > 0
 
 

@@ -64,7 +64,7 @@ def peak_here(preset, K, side, threads, seed):
 
 def peak_in_fresh_process(*what):
     # glibc reads this when a process starts, and then gives back what is freed: what is held counts, not what
-    # is kept for later in ever other pieces.
+    # is kept for later in blocks of ever other sizes.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(peak_here, *what).result()
@@ -74,14 +74,14 @@ def row(preset, K, settings):
     """Everything about one preset and one K, as results/bench.json has it."""
     shape, threads = variants.SHAPES[preset], torch.get_num_threads()
     lab = variants.once(open_lab(preset, K, settings.seed))
-    measured, seconds = variants.timed(lab, (*SIDES, "dense mask", "no shared prefix"), settings.repeats)
+    measured, seconds = variants.timed(lab, (*SIDES, "whole mask", "no shared prefix"), settings.repeats)
     return {
         "preset": preset, "levels": K, "sets_per_step": shape.B,
         "seconds_per_set": {side: seconds[side] for side in SIDES},
         "seconds_live_reference": sum(measured[x]["seconds"] for x in ("ours", "reference pass", "picture")),
         "tokens_per_set": variants.token_counts(K, lab.sets),
         "peak_mb": {side: peak_in_fresh_process(preset, K, side, threads, settings.seed) for side in SIDES},
-        "max_logp_difference": gpu.equal(torch.float64, shape, "cpu", "pieces", K, 1)["log-probs"]["ours"],
+        "max_logp_difference": gpu.equal(torch.float64, shape, "cpu", "prefix sharing", K, 1)["log-probs"]["ours"],
         "times_ours": {name: seconds[name] / seconds["ours"] for name in seconds}, "measured": measured,
         "device": measure.device_name(), "threads": threads, "versions": storage.versions()}
 

@@ -72,8 +72,8 @@ def flops(shape, tokens, rank):
 
     A matrix of n weights costs a token 2n forward and 2n for the gradient of its input; adapters need 2n
     more, for their own. A score of attention costs 4 D forward (query-key, and weighting the value), 8 D
-    backward. What checkpointing and the head compute again is not counted: the result did not need it. What
-    the first and the last layer are spared is counted: 2 % of a step at 32 layers.
+    backward. What checkpointing and the head compute again is not counted: the result did not need it. Padding
+    is not counted either; the gradient that the first layer is spared is.
     """
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
     D, F, depth, V = (shape.text[key] for key in sizes)
@@ -151,21 +151,18 @@ def main(settings):
                           shape=variants.SHAPES["tiny" if tiny else "llava-1.5-7b"])
     small = variants.SHAPES["tiny" if tiny else "llava-1.5-proportions"]
     parts = {"losses": partial(closed_forms, device)}
-    # FlexAttention has no backward pass on a CPU.
-    for attention in ("pieces", "sdpa", "flex_attention")[:3 if device == "cuda" else 2]:
+    for attention in ("prefix sharing", "sdpa"):
         for dtype in (torch.float32, torch.bfloat16):
             parts[f"{attention}, {dtype}"] = partial(equal, dtype, small, device, attention)
     # Without checkpointing, K = 8 full sequences of a 7B model need about 80 GB: only K = 4 has all four.
     parts |= {"policy": partial(policy, run),
-              "K = 4": partial(steps, run, 4, ("ours", "levels", "dense mask", "no shared prefix")),
+              "K = 4": partial(steps, run, 4, ("ours", "levels", "whole mask", "no shared prefix")),
               "K = 4, checkpointing": partial(steps, run, 4, checkpointing=True),
               "calls": partial(calls, run), "generation": partial(generation, run),
               "K = 4, without cuDNN's attention": partial(steps, run, 4, cudnn=False)}
     for K in (2, 8):
         parts[f"K = {K}"] = partial(steps, run, K, ("ours",))
         parts[f"K = {K}, checkpointing"] = partial(steps, run, K, checkpointing=True)
-    if device == "cuda":                                      # last: it is compiled for every length
-        parts["K = 4, FlexAttention"] = partial(steps, run, 4, ("FlexAttention",))
     about = {"device": measure.device_name(device), "shape": run.shape._asdict(),
              "versions": storage.versions()}
     record(parts, settings.out or "results/gpu.json", settings.minutes, about)

@@ -4,7 +4,7 @@ pairs    what a binary DPO trainer does: a set's K(K-1)/2 pairs one by one, each
          encode their picture, the reference in every step; the vocabulary head on the answers' tokens only
 levels   what the released AMP code does: K full sequences in a batch, the picture encoded K times, all
          logits, the reference in every step. Its batch layout and loss; not its 4-bit weights
-ours     one sequence with a shared prefix (packing.py, attention.py); the reference's log-probs and the
+ours     one sequence with a shared prefix (packing.py); the reference's log-probs and the
          frozen vision tower's features are there already, see `once`
 
 All give the same loss and the same gradients, and train the same parameters.
@@ -50,7 +50,7 @@ SHAPES = {
     # LLaVA-1.5-7B, would be most of the model, in our favor.
     "llava-1.5-proportions": Shape(336, 14, sizes(128, 512, 2, 4), sizes(256, 688, 4, 8, vocab_size=8000)),
     "llava-1.5-7b": Shape(336, 14, sizes(1024, 4096, 24, 16), sizes(4096, 11008, 32, 32, vocab_size=32064)),
-    # For tests: two layers, and long enough for attention in pieces.
+    # For tests: two layers, and long enough for attention to count.
     "tiny": Shape(64, 4, sizes(16, 32, 2, 2), sizes(32, 48, 2, 4, vocab_size=200), 4, 9, 3),
 }
 
@@ -97,12 +97,10 @@ def packed_logps(m, sets, features):
 
 
 def use_attention(m, name):
-    """"pieces" is attention.py; transformers' "sdpa" takes the dense mask, "flex_attention" a block mask."""
-    decoder = m.model.model.language_model
-    if name == "pieces":
-        packing.speed_up(m)
-    elif decoder.config._attn_implementation != name:
-        decoder.set_attn_implementation(name)
+    """"prefix sharing" is packing.attend; with transformers' own "sdpa" the whole mask is computed."""
+    if name == "prefix sharing":
+        return packing.speed_up(m)
+    m.model.model.language_model.set_attn_implementation(name)
     return m
 
 
@@ -133,7 +131,7 @@ def of_reference(logps, lab, rows, **how):
         return logps(lab.policy, lab, rows, **how)
 
 
-def shared(m, lab, rows, attention="pieces"):
+def shared(m, lab, rows, attention="prefix sharing"):
     return packed_logps(use_attention(m, attention), lab.sets[rows], lab.features[rows])        # (B,K)
 
 
@@ -181,8 +179,7 @@ def backward(loss):
 # The three sides of the comparison; then ours with another attention, and without its shared prefix.
 STEPS = {
     "pairs": pairs, "levels": levels, "ours": ours,
-    "dense mask": lambda lab, rows: ours(lab, rows, attention="sdpa"),
-    "FlexAttention": lambda lab, rows: ours(lab, rows, attention="flex_attention"),            # on a GPU only
+    "whole mask": lambda lab, rows: ours(lab, rows, attention="sdpa"),
     "no shared prefix": lambda lab, rows: ours(lab, rows, separate),
 }
 
