@@ -15,7 +15,12 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+)
 
 from amp_min import lora, losses, mllm, packing
 from amp_min.bench import measure
