@@ -10,6 +10,8 @@ style would learn the style. Stage 2 (verify.py) looks at what was said and corr
     meg      multi-size expert generation: a family of models, from largest to smallest
     ig       incremental generation: one model fine-tuned on growing subsets (amp_min.pretrain --part increments),
              from most to least data, the pre-trained model last
+    self     one model, several sampled answers: levels of the very model that will learn from them (on-policy),
+             as RLAIF-V (2405.17220) and iterative DPO (2404.19733) make them; not in the paper
     perturb  no models: the standard answer with a share of its words changed, Table 6's baseline
 
 One input row:
@@ -33,6 +35,7 @@ import itertools
 import json
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,7 +43,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from amp_min import chunks, mllm, records
-from amp_min.decoding import converse
+from amp_min.decoding import check_readable, converse
 from amp_min.support import hub, script, storage, words
 from amp_min.support.pictures import image_path, open_image
 from amp_min.support.script import UserError, arg, needed
@@ -51,7 +54,7 @@ class Settings:
     # What is asked, and who answers. The order of the models is the initial ranking: nothing else knows it.
     prompts: str = needed("prompt rows (JSONL)")
     out: str = needed("candidate rows to write (JSONL)")
-    strategy: Literal["meg", "ig", "perturb"] = arg("meg", "where the answers come from")
+    strategy: Literal["meg", "ig", "self", "perturb"] = arg("meg", "where the answers come from")
     models: list[str] = arg([], "model folders or hub ids, best first")
     image_root: str | None = arg(None, "folder of the pictures, when it is not the prompts' own")
     # How an answer is found: the paper's values. All answers of a row must come from the same ones (see
@@ -60,7 +63,9 @@ class Settings:
     repetition_penalty: float = arg(1.1, "above 1 discourages words that the answer has said before", above=0)
     max_new_tokens: int = arg(512, "longest answer", min=1)
     shares: list[float] = arg([0.1, 0.3, 0.5], "perturb: shares of words changed, best first", min=0, max=1)
-    seed: int = arg(0, "perturb: which words; beam search draws nothing")
+    samples: int = arg(6, "self: answers drawn for every prompt", min=1)
+    temperature: float = arg(1.0, "self: 1 draws what the model holds likely, 0.5 squares the odds", above=0)
+    seed: int = arg(0, "self: which draws, perturb: which words; beam search has no luck")
     # What it costs. These change no answer, but for how a batch's sums are rounded.
     batch: int = arg(64, "conversations answered together; fewer take less memory", min=1)
     block: int = arg(512, "rows read at once: more fill better batches, fewer are lost by a kill", min=1)
@@ -71,7 +76,8 @@ class Settings:
     skip_bad: bool = arg(False, "drop and count bad rows instead of stopping")
 
 
-DECIDES = ("beams", "repetition_penalty", "max_new_tokens", "shares", "seed", "skip_bad")
+DECIDES = ("strategy", "beams", "repetition_penalty", "max_new_tokens", "shares", "samples", "temperature", "seed",
+           "skip_bad")
 
 
 def main(argv=None):
@@ -100,7 +106,9 @@ def name_of(model):
 def check(settings, names):
     """Refuse, before anything is loaded, command lines that mean nothing."""
     if (settings.strategy == "perturb") == bool(settings.models):
-        raise UserError("--strategy perturb takes no --models; meg and ig need at least one, best first")
+        raise UserError("--strategy perturb takes no --models; meg and ig need at least one, best first, self one")
+    if settings.strategy == "self" and len(names) > 1:
+        raise UserError("--strategy self samples one model; name one")
     if len(set(names)) < len(names):
         raise UserError(f"--models: two of {', '.join(names)} have the same name; rename a folder")
     if taken := {"standard", "join"} & set(names):
@@ -116,9 +124,15 @@ def check(settings, names):
 def read_prompts(settings, dropped=None):
     """The prompt rows in order, one in memory at a time; `dropped` counts why others were left out."""
     # A picture that does not open makes a bad row like any other: better now than after an hour of answers.
-    return records.read(settings.prompts, "prompt", settings.skip_bad,
-                        on_bad=lambda bad: dropped is not None and dropped.update([bad.reason]),
-                        check=lambda row: open_image(image_path(row, settings.prompts, settings.image_root)))
+    # And so does a question that one of the models cannot read: a row is for all of them or for none.
+    readable = check_readable(*settings.models)
+
+    def check(row):
+        readable(row)
+        open_image(image_path(row, settings.prompts, settings.image_root))
+
+    return records.read(settings.prompts, "prompt", settings.skip_bad, check=check,
+                        on_bad=lambda bad: dropped is not None and dropped.update([bad.reason]))
 
 
 # ---- 2. the answers of a model (meg, ig) -------------------------------------------------------------------
@@ -136,9 +150,9 @@ def ask(model, path, settings):
             m = m or load(model, settings)                              # late: a finished file needs no model
             # A block that was cut short is answered whole again. Which conversations share a batch decides
             # how sums are rounded, and now and then a word: the batches must be those of an unbroken run.
-            for row, answers in zip(block, answers_of(m, block, name, settings), strict=True):
+            for row, responses in zip(block, responses_of(m, block, name, settings), strict=True):
                 if row["id"] not in out.done:
-                    out.write({"id": row["id"], "responses": [{"source": name, "answers": answers}]})
+                    out.write({"id": row["id"], "responses": responses})
         print(f"{name}: {out.written} rows, {out.written / (time.perf_counter() - started):.1f} rows/s")
 
 
@@ -150,22 +164,33 @@ def load(model, settings):
     return m
 
 
-def answers_of(m, block, name, settings):
-    """The answers of one model to all rounds of a block of rows: a list of answer lists."""
+def responses_of(m, block, name, settings):
+    """The responses of one model to a block of rows: a list for each row, one response or --samples of them."""
     # Beam search follows the likeliest beginnings side by side and keeps the likeliest whole answer. It draws
     # nothing: where two answers of a row differ, two models differ, and not two throws of dice.
     decoding = dict(num_beams=settings.beams, do_sample=False, max_new_tokens=settings.max_new_tokens,
                     repetition_penalty=settings.repetition_penalty)
-    # What the frozen vision tower sees of the pictures, once for all rounds: B rows -> (B, P, D_vision), with
-    # P image tokens a picture.
-    paths = [image_path(row, settings.prompts, settings.image_root) for row in block]
-    features_of = mllm.image_features(m, paths)
+    sources = [name]
+    if settings.strategy == "self":
+        # Here the dice are the point: the same model, N throws. Some of them are better than others.
+        decoding |= dict(num_beams=1, temperature=settings.temperature)
+        sources = [f"{name}-s{n}" for n in range(settings.samples)]
+    asked = [(row, source) for row in block for source in sources]      # one conversation each
+    seeds = [f"{settings.seed} {source} {row['id']}" for row, source in asked]
+    # What the frozen vision tower sees of the pictures, once for all rounds and samples: conversation
+    # numbers -> (B, P, D_vision), with P image tokens a picture.
+    see = mllm.image_features(m, [image_path(row, settings.prompts, settings.image_root) for row in block])
+    features_of = lambda some: see([i // len(sources) for i in some])
     # In a dialogue each model goes on from its *own* earlier answers. One that says in round 1 that there
     # is a dog may have to say in round 2 where it is: errors grow over a dialogue, as they do for a user.
-    return converse(m, features_of, [row["questions"] for row in block], decoding, settings.batch, name)
+    said, cut = converse(m, features_of, [row["questions"] for row, _ in asked], decoding, settings.batch, name,
+                         seeds if settings.strategy == "self" else None)
+    responses = [{"source": source, "answers": texts} | ({"cut": ends} if any(ends) else {})
+                 for (_, source), texts, ends in zip(asked, said, cut, strict=True)]
+    return [responses[start:start + len(sources)] for start in range(0, len(responses), len(sources))]
 
 
-# ---- 3. the standard answer with words changed (perturb) ---------------------------------------------------
+# ---- 3. the standard answer with words changed (perturb) ----------------------------------------------------
 
 def perturb(path, settings):
     """The perturbed levels of every row, to a file like a model's."""
@@ -177,15 +202,16 @@ def perturb(path, settings):
         # Twice through the prompts: first for the words there are to draw from, then for the changes.
         stock = words.stock_of(parser.pipe(text for row in read_prompts(settings) for text in row["answers"]))
         for row in tqdm(read_prompts(settings), desc="perturb", unit="row", disable=None):
-            responses = []
+            if row["id"] in out.done:
+                continue
+            levels, docs = [row["answers"]], list(parser.pipe(row["answers"]))
             for share in settings.shares:
-                # Every text has random numbers of its own: an interruption changes no other text's.
-                answers = [words.changed(parser(text), share, stock,
-                                         random.Random(f"{settings.seed} {share} {row['id']} {turn}"))
-                           for turn, text in enumerate(row["answers"])]
-                responses.append({"source": f"perturb-{share:.0%}".rstrip("%"), "answers": answers})
-            if row["id"] not in out.done:
-                out.write({"id": row["id"], "responses": responses})
+                # Every level of a row has random numbers of its own: an interruption changes no other's.
+                rng = random.Random(f"{settings.seed} {share} {row['id']}")
+                levels.append(words.worse(docs, share, stock, rng, unlike=levels))
+            names = [f"perturb-{share:.0%}".rstrip("%") for share in settings.shares]
+            out.write({"id": row["id"], "responses": [{"source": name, "answers": answers} for name, answers
+                                                      in zip(names, levels[1:], strict=True)]})
 
 
 # ---- 4. side by side ---------------------------------------------------------------------------------------
@@ -202,6 +228,7 @@ def join(names, files, settings):
             raise UserError(f"{path}: was made from other prompts or with other settings; "
                             f"run --only {name} again")
     with storage.Writer(settings.out, vars(settings), [settings.prompts, *files], settings.resume) as out:
+        counts = Counter(answers=0, answers_cut=0, rows_with_equal_answers=0)
         # Line n of every file answers prompt n. The files are read in step, none is ever whole in memory.
         opened = [open(path, encoding="utf-8") for path in files]
         for row, *lines in itertools.zip_longest(read_prompts(settings, out.dropped), *opened):
@@ -214,12 +241,29 @@ def join(names, files, settings):
             # that does not come from a model; it is true, and verify.py measures the others by it.
             responses = [{"source": "standard", "answers": row.pop("answers")}]
             responses += [response for one in answered for response in one["responses"]]
+            counts["answers"] += sum(len(response["answers"]) for response in responses[1:])
+            counts["answers_cut"] += sum(sum(response.get("cut", [])) for response in responses)
+            counts["rows_with_equal_answers"] += len({tuple(one["answers"]) for one in responses}) < len(responses)
             if row["id"] not in out.done:
                 out.write(row | {"responses": responses})       # other keys of the prompt row travel along
         for file in opened:
             file.close()
-    ranking = " > ".join(response["source"] for response in responses)
-    print(f"{settings.out}: K = {len(responses)} answers for every prompt, the initial ranking is {ranking}")
+    report(settings, [response["source"] for response in responses], counts)
+
+
+def report(settings, sources, counts):
+    """Say what has been made, and what is wrong with it; the counts go to the meta file, too."""
+    with storage.open_input(f"{settings.out}.meta.json") as file:
+        storage.write_json(f"{settings.out}.meta.json", json.load(file) | {"generated": dict(counts)})
+    ranking = " > ".join(sources) if settings.strategy != "self" else "not known: verify.py makes it"
+    print(f"{settings.out}: K = {len(sources)} answers for every prompt, the initial ranking is {ranking}")
+    # Equal answers are two levels in name only. Sampling below temperature 1 and short answers make many.
+    if counts["rows_with_equal_answers"]:
+        print(f"{counts['rows_with_equal_answers']} rows hold equal answers; verify.py --keep passes over them")
+    # A cut answer has no end. Scored as if it had one, it would teach to stop in the middle of a sentence.
+    if counts["answers_cut"]:
+        print(f"{counts['answers_cut']} of {counts['answers']} answers were cut at --max-new-tokens "
+              f"{settings.max_new_tokens}; their rows mark them as \"cut\", and train.py does not score their end")
 
 
 if __name__ == "__main__":

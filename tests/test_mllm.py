@@ -331,4 +331,4 @@ def test_interleave_is_scored_like_transformers_does(interleave, tiny_world):
         features = mllm.encode_images(m, mllm.pixels(m, [picture]))
         found = packing.set_logps(m, packing.pack([packing.token_set([(ids, rounds)])], 0), features)
     torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-5)
-    assert len(decoding.answer(m, features, [QUESTIONS[:1]], [[]], dict(do_sample=False, max_new_tokens=5))) == 1
+    assert len(decoding.answer(m, features, [QUESTIONS[:1]], [[]], dict(do_sample=False, max_new_tokens=5))[0]) == 1

@@ -114,7 +114,7 @@ def reply(m, path, rows, decoding, settings, desc):
     """
     distinct = {(row["image"], *row["questions"]): row for row in rows}
     see = mllm.image_features(m, [image_path(row, path, settings.image_root) for row in distinct.values()])
-    said = converse(m, see, [row["questions"] for row in distinct.values()], decoding, settings.batch, desc)
+    said, _ = converse(m, see, [row["questions"] for row in distinct.values()], decoding, settings.batch, desc)
     said = dict(zip(distinct, said))
     return [said[row["image"], *row["questions"]] for row in rows]
 
