@@ -1,4 +1,4 @@
-"""Scores for answers: POPE, CHAIR, and the arithmetic of MMHal-Bench and MRHal-Bench. Counting only, no model.
+"""Scores for answers: POPE, CHAIR, false claims, and the arithmetic of judged benchmarks. Counting only, no model.
 
 One rule for divisions by zero: where the *answers* make a denominator 0 (a model that never says yes has no precision,
 a caption that mentions nothing has no CHAIR_i) the share is 0.0. Where there is nothing to score at all, ValueError:
@@ -8,7 +8,23 @@ Departure from AMP's released code: its summary of MRHal-Bench calls a dialogue 
 below 3; here, as in Eq. 8, every round's rating is compared with 3 first and the indicators are averaged.
 """
 
+import re
+
 HALLUCINATED_BELOW = 3  # of 0–6: ratings 3 to 6 say "no hallucination", 0 to 2 "with hallucination"
+
+# What a figure is called on every page and terminal, and which way is better. Shares lie in 0–1, scores in 0–6.
+NAMES = {
+    "false_claims_greedy": "false claims, greedy ↓", "false_claims_sampled": "false claims, sampled ↓",
+    "chair_i_greedy": "CHAIR_i, greedy ↓", "chair_i_sampled": "CHAIR_i, sampled ↓",
+    "chair_s_greedy": "CHAIR_s, greedy ↓", "chair_s_sampled": "CHAIR_s, sampled ↓",
+    "coverage_greedy": "coverage, greedy ↑", "coverage_sampled": "coverage, sampled ↑",
+    "pope_accuracy": "POPE accuracy ↑", "pope_random_f1": "POPE F1, random ↑", "pope_popular_f1": "POPE F1, popular ↑",
+    "pope_adversarial_f1": "POPE F1, adversarial ↑", "pope_yes_ratio": "POPE yes-ratio",
+    "pope_unclear": "POPE, neither yes nor no ↓",
+    "mrhal_score_cumulative": "MRHal score 0-6, cumulative ↑", "mrhal_score_mean": "MRHal score, mean ↑",
+    "mrhal_hallucination_cumulative": "MRHal hallucination, cumulative ↓",
+    "mrhal_hallucination_mean": "MRHal hallucination, mean ↓",
+}
 
 
 def _share(part, whole):
@@ -35,6 +51,15 @@ def pope_answer(text):
     """
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if "No" in words or "not" in words or "no" in words else "yes"
+
+
+def pope_unclear(answers):
+    """Share of answers in whose first sentence neither yes nor no stands as a word.
+
+    POPE's own reading counts nearly all of them as yes, so a mute model has a yes_ratio of 1.0: this figure shows it.
+    """
+    _check("answers", answers)
+    return sum(not re.search(r"\b(yes|no)\b", text.split(".")[0], re.I) for text in answers) / len(answers)
 
 
 def pope(answers, labels):
@@ -79,6 +104,19 @@ def chair(mentioned, present):
         "chair_s": sum(bool(said - shown) for said, shown in pairs) / len(pairs),
         "coverage": _share(sum(len(said & shown) for said, shown in pairs), sum(len(shown) for _, shown in pairs)),
     }
+
+
+# ---- All claims that can be checked, not objects only ----
+
+def false_claims(counts):
+    """(share of false claims, {about: [false, decided]} summed) over one {about: [false, decided]} a description.
+
+    Micro, like chair_i: summed first, so a long description weighs more. This is the red on the report's page, of
+    which CHAIR counts the objects alone. As with CHAIR, a model that claims nothing has 0.0: read it beside coverage.
+    """
+    _check("descriptions", counts)
+    total = {about: [sum(count[about][i] for count in counts) for i in (0, 1)] for about in counts[0]}
+    return _share(sum(false for false, _ in total.values()), sum(decided for _, decided in total.values())), total
 
 
 # ---- Ratings from 0 to 6: MMHal-Bench and MRHal-Bench ----

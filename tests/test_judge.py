@@ -73,7 +73,8 @@ def test_bad_requests_are_named_and_leave_no_file(tmp_path):
 
 @pytest.mark.parametrize("text, rating", [
     ("Rating: 4", 4), ("rating: 0", 0), ("Fine.\nRating:6\n", 6), ("**Rating:** 5", 5), ("**Rating: 3**", 3),
-    ("Rating: 2, very informative, with hallucination", 2), ("Rating: 4. 2 objects are missing.", 4), ("Rating:\n1", 1),
+    ("Rating: 2, very informative, with hallucination", 2), ("Rating: 4. Objects are missing.\n2 of them", 4), ("Rating:\n1", 1),
+    ("Rating: 3/6", 3), ("**Rating:** 3 of 6.", 3), ("Rating: 0 out of 6", 0), ("In 2 words. Rating: 5", 5),
 ])
 def test_ratings_that_parse(text, rating):
     assert judge.parse_rating(text) == (rating, None)
@@ -83,7 +84,9 @@ def test_ratings_that_parse(text, rating):
     ("", "occurs 0 times"), ("4", "occurs 0 times"), ("The rating is 4", "occurs 0 times"),
     ("Rating: 4\nRating: 5", "occurs 2 times"), ('It says "Rating: 6" itself.\nRating: 1', "occurs 2 times"),
     ("Rating: four", "no whole number"), ("Rating: N", "no whole number"), ("Rating: ", "no whole number"),
-    ("Rating: 4.5", "no whole number"), ("Rating: 3/6", "no whole number"), ("Rating: 3-4", "no whole number"),
+    ("Rating: 4.5", "no whole number"), ("Rating: 3/7", "no whole number"), ("Rating: 3-4", "no whole number"),
+    *((f"Rating: {both}", "no whole number") for both in (
+        "3 or 4", "4 to 5", "3~4", "4. 2 are missing", "3/60", "3 of 6 or 4 of 6", "3/6.5")),
     ("Rating: 3 – 4", "no whole number"), ("Rating: 4,5", "no whole number"),
     ("Rating: 7", "7 is outside"), ("Rating: -1", "-1 is outside"), ("Rating: 60", "60 is outside"),
     ("Rating: 12.5", "no whole number"),
@@ -126,6 +129,13 @@ def test_an_unreadable_line_costs_that_line_only(tmp_path, line):
     ratings, report = judge.read_replies(path, [item(), item(turn=2)])
     assert ratings == {("d7", 1): None, ("d7", 2): 5}
     assert [(entry["line"], entry["id"]) for entry in report] == [(1, None), (None, "d7")]
+
+
+def test_a_round_that_became_a_text_is_the_same_round(tmp_path):
+    path = replies(tmp_path / "r", reply("Rating: 4", turn="1"), reply("Rating: 5", turn="2"), reply("Rating: 6", turn="two"))
+    ratings, report = judge.read_replies(path, [item(), item(turn=2)])
+    assert ratings == {("d7", 1): 4, ("d7", 2): 5}
+    assert [(entry["round"], entry["line"]) for entry in report] == [("two", 3)]
 
 
 def test_a_reply_that_nobody_asked_for_is_reported(tmp_path):

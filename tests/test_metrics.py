@@ -33,6 +33,16 @@ def test_official_reading_of_an_answer(text, read_as):
     assert metrics.pope_answer(text) == read_as
 
 
+def test_answers_that_are_neither_yes_nor_no():
+    assert metrics.pope_unclear(["", "I cannot see it.", "Nobody. No.", "A yesterday"]) == 1.0
+    assert metrics.pope_unclear(["No!", "YES", "Well, no", "yes."]) == 0.0
+    assert metrics.pope_unclear(["Yes", "Not sure.", "Maybe", "no"]) == 0.5
+    mute = metrics.pope([""] * 4, ["yes", "no"] * 2)                 # the official figures do not show it
+    assert mute["yes_ratio"] == 1.0 and mute["f1"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="no answers"):
+        metrics.pope_unclear([])
+
+
 def test_pope_by_hand():
     answers = ["Yes", "Yes", "No", "No", "Yes, it is."]
     labels = ["yes", "no", "no", "yes", "yes"]
@@ -130,6 +140,20 @@ def test_chair_refuses_unequal_and_empty_lists():
         metrics.chair([set()], [set(), set()])
     with pytest.raises(ValueError, match="no captions"):
         metrics.chair([], [])
+
+
+# ---- false claims ----
+
+def test_false_claims_are_summed_over_descriptions_before_they_are_divided():
+    share, total = metrics.false_claims([{"objects": [1, 1], "sizes": [0, 0]}, {"objects": [0, 5], "sizes": [1, 2]}])
+    assert total == {"objects": [1, 6], "sizes": [1, 2]} and math.isclose(share, 2 / 8)      # a mean of shares: (1 + 1/7) / 2
+    assert metrics.false_claims([{"objects": [0, 0]}])[0] == 0.0     # nothing said, nothing false: see coverage
+    with pytest.raises(ValueError, match="no descriptions"):
+        metrics.false_claims([])
+
+
+def test_every_figure_has_one_name():
+    assert len(set(metrics.NAMES.values())) == len(metrics.NAMES)
 
 
 # ---- ratings ----

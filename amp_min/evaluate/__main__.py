@@ -3,8 +3,8 @@
     python -m amp_min.evaluate --model M/mdpo --data runs/demo/world/eval --out results.json
 
 A benchmark folder holds any of
-  captions.jsonl   prompt rows; CHAIR and coverage of the descriptions, once greedy and once sampled at temperature 1:
-                   greedy shows the most likely answer, sampling shows what the model holds possible
+  captions.jsonl   prompt rows; false claims, CHAIR and coverage of the descriptions, once greedy and once sampled at
+                   temperature 1: greedy shows the most likely answer, sampling what the model holds possible
   pope.jsonl       yes/no questions with "label" and "split" (random, popular, adversarial)
   mrhal.jsonl      dialogues of 2-5 rounds, answered round by round on the model's own answers
 Rows of the picture world carry their "scene", and an exact oracle judges them.  For rows without one, CHAIR is left
@@ -12,7 +12,8 @@ out, and the answers to the dialogues are written as requests for an external ju
 
 Every answer is written beside the results as soon as it is there, with what is counted in it, and the results are
 computed from that file alone.  --resume goes on behind its last row.  <out>.answers.jsonl:
-{"id": "eval-000000", "benchmark": "captions_greedy", "decoding": "greedy", "answers": ["The image shows …"], "mentioned": ["car", "tree"], "present": ["tree"]}
+{"id": "eval-000000", "benchmark": "captions_greedy", "decoding": "greedy", "answers": ["The image shows …"],
+ "mentioned": ["car", "tree"], "present": ["tree"], "claims": {"objects": [1, 2], "colors": [0, 1], …: [false, decided]}}
 {"id": "eval-000000-random-car", "benchmark": "pope", "decoding": "greedy", "answers": ["Yes, …"], "label": "no", "split": "random"}
 {"id": "eval-000000", "benchmark": "mrhal", "decoding": "greedy", "answers": ["Yes, …", "It is red."], "ratings": [2, 6], "aspects": ["existence", "attribute"]}
 
@@ -126,7 +127,9 @@ def counted(name, row, texts):
     if scene is None:
         return {}
     if name == "captions":
-        return {"mentioned": sorted(oracle.mentioned(" ".join(texts))), "present": sorted(oracle.present(scene))}
+        text = " ".join(texts)
+        return {"mentioned": sorted(oracle.mentioned(text)), "present": sorted(oracle.present(scene)),
+                "claims": oracle.tally(text, scene)}
     aspects = row.get("aspects")
     named = isinstance(aspects, list) and len(aspects) == len(texts) and all(isinstance(one, str) for one in aspects)
     return {"ratings": oracle.row_ratings(texts, row["answers"], scene), "aspects": aspects if named else None}
@@ -140,7 +143,9 @@ def scores(said):
     for name in ("greedy", "sampled"):
         if judged := [row for row in said if row["benchmark"] == f"captions_{name}" and "mentioned" in row]:
             chair = metrics.chair([row["mentioned"] for row in judged], [row["present"] for row in judged])
+            share, by_kind = metrics.false_claims([row["claims"] for row in judged])
             results |= {f"{key}_{name}": value for key, value in chair.items()}
+            results |= {f"false_claims_{name}": share, f"claims_by_kind_{name}": by_kind}
     if asked := [row for row in said if row["benchmark"] == "pope"]:
         pope = lambda rows: metrics.pope([row["answers"][0] for row in rows], [row["label"] for row in rows])
         for split in sorted({row["split"] for row in asked}):
@@ -148,6 +153,7 @@ def scores(said):
             results |= {f"pope_{split}_f1": part["f1"], f"pope_{split}_accuracy": part["accuracy"]}
         whole = pope(asked)
         results |= {f"pope_{key}": whole[key] for key in ("accuracy", "f1", "yes_ratio")}
+        results["pope_unclear"] = metrics.pope_unclear([row["answers"][0] for row in asked])
     if judged := [row for row in said if row["benchmark"] == "mrhal" and "ratings" in row]:
         results |= {f"mrhal_{key}": value for key, value in metrics.mrhal([row["ratings"] for row in judged]).items()}
         by_aspect = {}
@@ -183,6 +189,10 @@ def main(argv=None):
         said = [json.loads(line) for line in file]
     if "mrhal" in benchmarks:
         ask_a_judge(benchmarks["mrhal"][1], said, f"{settings.out.removesuffix('.json')}.requests.jsonl")
+    if "captions" in benchmarks:
+        path, rows = benchmarks["captions"]
+        if blind := sum(oracle.scene_of(row) is None for row in rows):
+            print(f"{path}: {blind} rows without a scene, CHAIR is left out; their answers are in {answers}")
     results = scores(said)
     kept = {key: value for key, value in vars(settings).items() if key != "resume"}
     storage.write_json(settings.out, {"metrics": results, "settings": kept, "versions": storage.versions(),
@@ -190,6 +200,8 @@ def main(argv=None):
     for key, value in results.items():
         if not isinstance(value, dict):
             print(f"{key:32} {value:.3f}")
+    if not results:
+        print(f"{settings.out}: nothing was measured, it holds no figure")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ Answer to grade: <<<{answer}>>>
 Give your reasons in a few sentences. Then finish with a line of its own that holds the number only, written as
 Rating: N
 """
-# One rating only, and a whole number: "4.5", "3-4" and "3/6" must not be read as 4 or 3.
-RATING = re.compile(r"rating:[\s*]*(-?[0-9]+)(?![0-9]|[.,/][0-9]|\s*[-–]\s*[0-9])", re.IGNORECASE)
+# One rating only, and a whole number: "4.5", "3 or 4" and "3~4" must not be read as 4 or 3, so no further digit may stand
+# on its line, but for the scale: "4 of 6", "4/6".
+RATING = re.compile(r"rating:[\s*]*(-?[0-9]+)(?![0-9])(?:[\s*]*(?:/|(?:out )?of)[\s*]*6(?![0-9.,]*[0-9]))?(?!.*[0-9])", re.I)
 
 
 def write_requests(path, items):
@@ -94,7 +95,7 @@ def parse_rating(text):
         return None, f'"Rating:" occurs {marks} times, expected once'
     found = RATING.search(text)
     if not found:
-        return None, 'no whole number follows "Rating:"'
+        return None, 'no whole number alone follows "Rating:"'
     rating = int(found[1])
     return (rating, None) if 0 <= rating <= 6 else (None, f"rating {rating} is outside 0 to 6")
 
@@ -116,7 +117,10 @@ def read_replies(path, requests):
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig"))
-                key, text = (row["id"], row["round"]), row["reply"]
+                turn = row["round"]
+                if isinstance(turn, str) and turn.isdecimal():         # what a CSV file or pandas makes of 1
+                    turn = int(turn)
+                key, text = (row["id"], turn), row["reply"]
                 asked = key in ratings
             except (ValueError, KeyError, TypeError):  # not UTF-8 or JSON; a field is missing; not an object, or odd id
                 problem = "not a JSON object with id, round and reply"
