@@ -42,7 +42,7 @@ def first_rows(path, kind, n):
 def token_logps(m, encoded, path):
     """log-prob of every scored token of one conversation with its picture: (N,)"""
     batch = packing.pack([packing.token_set([encoded])], m.tokenizer.pad_token_id)
-    embeds = mllm.embed(m, batch.input_ids, mllm.eyes(m, [path])([0]))
+    embeds = mllm.embed(m, batch.input_ids, mllm.image_features(m, [path])([0]))
     hidden = m.model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
     hidden = hidden.flatten(0, 1)                                                           # (T, D)
     return losses.token_logps(hidden[batch.predictor], m.model.lm_head.weight, batch.targets)
@@ -60,7 +60,7 @@ def ratios(run, models, rows):
     for name in [POLICY, *models]:
         m = mllm.load(run / "models" / name)
         sets = encoded_sets(m, rows)
-        see = mllm.eyes(m, [image_path(row, path, run / "world/preference") for row in rows])
+        see = mllm.image_features(m, [image_path(row, path, run / "world/preference") for row in rows])
         found[name] = torch.cat([
             packing.set_logps(m, packing.pack([sets[i] for i in part], m.tokenizer.pad_token_id),
                               see(part.tolist()))
@@ -140,7 +140,7 @@ def patches(run):
     m, path = mllm.load(run / "models" / POLICY), run / "world/eval/captions.jsonl"
     rows = first_rows(path, "prompt", SETS)
     sets = [packing.token_set([mllm.encode(m, row["questions"], row["answers"])]) for row in rows]
-    see = mllm.eyes(m, [image_path(row, path) for row in rows])
+    see = mllm.image_features(m, [image_path(row, path) for row in rows])
     batch, order = packing.pack(sets, m.tokenizer.pad_token_id), list(range(len(rows)))
     loss = lambda features: float(-packing.set_logps(m, batch, features).sum() / batch.counts.sum())
     numbers = {"right": loss(see(order)), "wrong": loss(see(order[1:] + order[:1]))}
