@@ -6,6 +6,7 @@ import pytest
 
 from amp_min import mllm
 from amp_min.evaluate import __main__ as evaluate
+from amp_min.evaluate import judge
 from amp_min.metrics import NAMES
 from amp_min.support import script, storage
 from amp_min.world import oracle
@@ -112,7 +113,35 @@ def test_dialogues_without_a_scene_become_requests(tmp_path, tiny_world, family,
     write(tmp_path / "mrhal.jsonl", rows)
     assert measure(family / "llava-2b", tmp_path, tmp_path / "results.json", "--image-root", tiny_world / "eval") == {}
     rounds = sum(len(row["questions"]) for row in rows)
-    assert len(lines(tmp_path / "results.requests.jsonl")) == rounds and f"{rounds} requests for a judge" in capsys.readouterr().out
+    asked, printed = lines(tmp_path / "results.requests.jsonl"), capsys.readouterr().out
+    assert len(asked) == rounds and f"{rounds} requests for a judge" in printed and "nothing was measured yet" in printed
+    assert [(one["id"], one["round"]) for one in asked[:2]] == [(f"mrhal/{rows[0]['id']}", 1), (f"mrhal/{rows[0]['id']}", 2)]
+
+
+def test_mmhal_and_llava_bench_from_rows_to_figures(tmp_path, tiny_world, family, capsys):
+    """Open questions of two benchmarks whose ids are equal, through the model, a judge's replies and back."""
+    images = sorted(path.name for path in (tiny_world / "eval/images").iterdir())
+    rows = lambda more: [{"id": str(n), "image": images[n], "questions": [f"What is at place {n}?"], "answers": [f"Thing {n}."]}
+                         | more(n) for n in range(3)]
+    write(tmp_path / "mmhal.jsonl", rows(lambda n: {"question_type": ["count", "color"][n % 2], "image_content": ["car"]}))
+    write(tmp_path / "llava-bench.jsonl", rows(lambda n: {"category": ["conv", "detail"][n % 2], "context": f"scene {n}"}))
+    out = tmp_path / "results.json"
+    assert measure(family / "llava-2b", tmp_path, out, "--image-root", tiny_world / "eval/images") == {}
+    asked = lines(tmp_path / "results.requests.jsonl")
+    said = {(one["benchmark"], one["id"]): one["answers"][0] for one in lines(f"{out}.answers.jsonl")}
+    assert [(one["benchmark"], one["id"], one["kind"]) for one in asked] == [
+        ("mmhal", "mmhal/0", "count"), ("mmhal", "mmhal/1", "color"), ("mmhal", "mmhal/2", "count"),
+        ("llava-bench", "llava-bench/0", "conv"), ("llava-bench", "llava-bench/1", "detail"), ("llava-bench", "llava-bench/2", "conv")]
+    for one in asked:
+        assert one["answer"] == said[one["benchmark"], one["id"].split("/")[1]] and f"<<<{one['reference']}>>>" in one["prompt"]
+        assert f"<<<scene {one['id'][-1]}>>>" in one["prompt"] or "<<<car>>>" in one["prompt"]
+    texts = ["Rating: 6", "Rating: 2", "Rating: 1", "8 4", "10 10", "8 6"]
+    write(tmp_path / "replies", [{"id": one["id"], "round": 1, "reply": text} for one, text in zip(asked, texts)][::-1])
+    capsys.readouterr()
+    judge.main(["--requests", str(tmp_path / "results.requests.jsonl"), "--replies", str(tmp_path / "replies")])
+    found = json.loads(capsys.readouterr().out)
+    assert found["mmhal"]["score"] == 3 and found["mmhal"]["per_type"]["color"]["hallucination"] == 1
+    assert found["llava-bench"]["per_category"]["conv"]["relative"] == 62.5 and found["llava-bench"]["n"] == 3
 
 
 def refused(flags, out, capsys, *says):
@@ -127,11 +156,16 @@ def refused(flags, out, capsys, *says):
 def test_folders_and_rows_are_refused(family, tiny_world, tmp_path, capsys):
     out = tmp_path / "results.json"
     flags = ["--model", family / "llava-2b", "--out", out, "--image-root", tiny_world / "eval", "--data", tmp_path]
-    refused(flags, out, capsys, f"{tmp_path}: holds none of captions.jsonl, pope.jsonl, mrhal.jsonl")
+    refused(flags, out, capsys, f"{tmp_path}: holds none of captions.jsonl, pope.jsonl, mrhal.jsonl, mmhal.jsonl")
     row = lines(tiny_world / "eval" / "pope.jsonl")[0]
     for change in {"label": "maybe"}, {"label": None}, {"split": None}:
         wrong = {key: value for key, value in (row | change).items() if value is not None}
         write(tmp_path / "pope.jsonl", [wrong])
         refused(flags, out, capsys, f"row '{row['id']}'", "label", "split")
-
-
+    (tmp_path / "pope.jsonl").unlink()
+    open_question = {"id": "a", "image": "none.jpg", "questions": ["What?"], "answers": ["It."], "question_type": "count"}
+    for change, says in (({"question_type": 3}, "row 'a' has no text question_type"),
+                         ({"image": "http://x/a.jpg"}, "image is a URL; fetch it (wget -nc -P PICTURES http://x/a.jpg)"),
+                         ({"image_src": "http://x/none.jpg"}, f"fetch it: wget -nc -P {tiny_world / 'eval'} http://x/none.jpg")):
+        write(tmp_path / "mmhal.jsonl", [open_question | change])
+        refused(flags, out, capsys, "mmhal.jsonl:1: ", says)

@@ -174,6 +174,20 @@ def test_three_is_the_lowest_rating_without_hallucination(rating, hallucinated):
     assert metrics.mrhal([[rating]])["hallucination_mean"] == hallucinated
 
 
+def test_llava_bench_by_hand():
+    got = metrics.llava_bench([(8, 4), (10, 5.5), (2, 5.5)], ["conv", "detail", "conv"])
+    per_category = got.pop("per_category")
+    close(got, {"relative": 75.0, "reference": 20 / 3, "model": 5.0, "n": 3})        # the mean of ratios would be 125.8
+    assert list(per_category) == ["conv", "detail"]
+    close(per_category["conv"], {"relative": 95.0, "reference": 5.0, "model": 4.75, "n": 2})
+    close(per_category["detail"], {"relative": 55.0, "reference": 10.0, "model": 5.5, "n": 1})
+    for bad in (8, 0), (11, 5), (5,), (-1, -1):
+        with pytest.raises(ValueError, match="1 to 10"):
+            metrics.llava_bench([bad])
+    with pytest.raises(ValueError, match="no scores"):
+        metrics.llava_bench([])
+
+
 def test_cumulative_and_mean_by_hand():
     # Eq. 8: (6 + 0 + 0 + 3) / 4 rounds, and the mean of 6 and 1.
     cumulative, mean = metrics.cumulative_and_mean([[6], [0, 0, 3]])
