@@ -47,7 +47,8 @@ def pope_answer(text):
     """"yes" or "no", exactly as POPE's own evaluate.py reads an answer (github.com/AoiDragon/POPE).
 
     The text before the first ".", commas removed, split at single spaces: "no" if one of these words is No,
-    not or no; all else is "yes". So "Not sure.", "Nobody", "NO", "No!" and the empty answer count as yes. Kept, because published numbers contain it; watch yes_ratio for a model that profits from it.
+    not or no; all else is "yes". So "Not sure.", "Nobody", "NO", "No!" and the empty answer count as yes.
+    Kept as it is, because published numbers contain it; watch yes_ratio for a model that profits from it.
     """
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if "No" in words or "not" in words or "no" in words else "yes"
@@ -66,7 +67,7 @@ def pope(answers, labels):
     """POPE: answers (texts) against labels ("yes" | "no"), with "yes" the positive class.
 
     Returns accuracy, precision, recall, f1 and yes_ratio (share of answers read as yes; on POPE's balanced
-    splits the truth is 0.5), each in 0–1. ValueError for empty or unequal lists or a label that is neither yes nor no.
+    splits the truth is 0.5), each in 0–1. ValueError for empty or unequal lists or a label that is neither.
     """
     _check("answers", answers, labels)
     for n, label in enumerate(labels):

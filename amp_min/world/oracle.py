@@ -1,12 +1,12 @@
 """The exact judge of the picture world: reads every claim out of an answer and checks it against the scene.
 
-It stands where the paper has GPT-4: it scores answers, and it is never used to rank training data (except in one
-experiment, as a labelled upper bound).  It reads text with regular expressions over the world's closed vocabulary,
+It stands where the paper has GPT-4: it scores answers, and it is never used to rank training data (except in
+one experiment, as a labelled upper bound).  It reads text with regular expressions over a closed vocabulary,
 so it shares no code, and no mistake, with the auto-check, which reads text with a parser and an encoder.
 
-Two conventions, both as a reader would take the words.  A relation is true when it holds on its own axis: a tree that is
-further left and further down is both "to the left of" and "below".  "A car" says that there is one at least, not how
-many, so it is true of three cars; only "one", "two", … count.
+Two conventions, both as a reader would take the words.  A relation is true when it holds on its own axis: a
+tree that is further left and further down is both "to the left of" and "below".  "A car" says that there is one at
+least, not how many, so it is true of three cars; only "one", "two", … count.
 """
 
 import re
@@ -54,7 +54,7 @@ def claims(text):
                 end = other.end()
                 found.append(Claim(other["kind"].lower(), "absent", True, *other.span()))
             continue
-        if OR_NOUN.match(text, start - 4):                                                   # taken care of above
+        if OR_NOUN.match(text, start - 4):                                       # taken care of above
             continue
         found.append(Claim(kind, "exists", True, start, end))
         if number in COUNT:
@@ -74,7 +74,7 @@ def claims(text):
 
 
 def is_true(claim, scene):
-    """Whether the scene bears the claim out; None when it is about the looks of something that is not there at all
+    """Whether the scene bears the claim out; None when it is about the looks of something that is not there
     (that is one hallucination, counted once, by the claim that it exists)."""
     groups = {g["kind"]: g for g in scene["groups"]}
     group = groups.get(claim.kind)
@@ -102,7 +102,7 @@ def related(a, relation, b):
 def tally(text, scene):
     """How many of a text's claims are false, by what they are about: {"objects": [false, decided], …}.
 
-    Every statement counts, a repeated one again: it is what a reader meets.  What the scene cannot decide counts nowhere.
+    Every statement counts, a repeated one again: it is what a reader meets.  The undecided do not count.
     """
     counts = {about: [0, 0] for about in [*dict.fromkeys(ABOUT.values()), "relations"]}
     for claim in claims(text):
@@ -123,9 +123,9 @@ def scene_of(row):
 def is_group(group):
     """Whether a JSON value is what world.py writes for a group of equal objects."""
     cells = group.get("cells") if isinstance(group, dict) else None
-    in_grid = lambda cell: isinstance(cell, list) and len(cell) == 2 and all(axis in (0, 1, 2) for axis in cell)
-    return (isinstance(cells, list) and cells != [] and all(map(in_grid, cells)) and group.get("kind") in KINDS
-            and group.get("size") in SIZES and group.get("color") in COLORS)
+    in_grid = lambda cell: isinstance(cell, list) and len(cell) == 2 and all(x in (0, 1, 2) for x in cell)
+    return (isinstance(cells, list) and cells != [] and all(map(in_grid, cells))
+            and group.get("kind") in KINDS and group.get("size") in SIZES and group.get("color") in COLORS)
 
 
 def mentioned(text):
@@ -145,8 +145,9 @@ def false_spans(text, scene):
 def rating(answer, standard, scene):
     """MMHal-Bench's scale, 0-6, decided exactly.
 
-    Without a hallucination 3, 4, 5 or 6, with one 0, 1 or 2; within each the answer climbs with how much of what the
-    standard answer says it says too: nothing, less than half, at least half, all.  A wrong yes or no is a hallucination.
+    Without a hallucination 3, 4, 5 or 6, with one 0, 1 or 2; within each the answer climbs with how much of
+    what the standard answer says it says too: nothing, less than half, at least half, all.  A wrong yes or no is a
+    hallucination.
     """
     made = claims(answer)
     wanted = {claim[:3] for claim in claims(standard)}
@@ -168,15 +169,16 @@ def order_quality(rows):
     """How well the order of the responses agrees with the oracle's ratings (mean over rounds).
 
     Rows hold "responses" with the standard answer first, and their "scene".  Returns
-    agreement      over pairs of *generated* answers that the oracle tells apart: share ordered as it orders them
-    inconsistency  over adjacent pairs, best to worst and the standard answer included: share the oracle orders the
-                   other way (the paper's 2.25 %)
+    agreement      over pairs of *generated* answers that the oracle tells apart: share that it orders alike
+    inconsistency  over adjacent pairs, best to worst and the standard answer included: share that it orders
+                   the other way (the paper's 2.25 %)
     told_apart     share of the pairs of generated answers that the oracle tells apart
     """
     right = apart = pairs = wrong = adjacent = 0
     for row in rows:
         standard = row["responses"][0]["answers"]
-        value = [sum(row_ratings(r["answers"], standard, row["scene"])) / len(standard) for r in row["responses"]]
+        rated = [row_ratings(r["answers"], standard, row["scene"]) for r in row["responses"]]
+        value = [sum(rounds) / len(standard) for rounds in rated]
         for i, j in combinations(range(1, len(value)), 2):
             pairs += 1
             apart += value[i] != value[j]
