@@ -9,7 +9,11 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, GenerationConfig, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from amp_min import lora
 from amp_min.mllm import embed, image_tokens_of, read_config

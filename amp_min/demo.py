@@ -29,6 +29,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from amp_min import records
+from amp_min.metrics import NAMES
 from amp_min.support import script, storage
 from amp_min.support.script import UserError
 from amp_min.world import oracle
@@ -171,18 +172,16 @@ def machine():
     return f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores"
 
 
-SHOWN = {"chair_i_greedy": "CHAIR_i, greedy ↓", "chair_i_sampled": "CHAIR_i, sampled ↓", "coverage_greedy": "coverage, greedy ↑",
-         "coverage_sampled": "coverage, sampled ↑", "pope_accuracy": "POPE accuracy ↑", "pope_random_f1": "POPE F1, random ↑",
-         "pope_popular_f1": "POPE F1, popular ↑", "pope_adversarial_f1": "POPE F1, adversarial ↑", "pope_yes_ratio": "POPE yes-ratio",
-         "mrhal_score_cumulative": "MRHal score 0-6, cumulative ↑", "mrhal_score_mean": "MRHal score, mean ↑",
-         "mrhal_hallucination_cumulative": "MRHal hallucination, cumulative ↓", "mrhal_hallucination_mean": "MRHal hallucination, mean ↓"}
+# CHAIR_s says little that CHAIR_i does not, and unclear answers matter to models that are not ours.
+SHOWN = {key: name for key, name in NAMES.items() if not key.startswith(("chair_s", "pope_unclear"))}
 
 
 def table(found):
     """The before/after table as Markdown, which reads well on a terminal too."""
     columns = [found["models"][model] for model in MODELS]
+    rows = {key: name for key, name in SHOWN.items() if all(key in metrics for metrics in columns)}
     lines = [f"| {'':34} |" + "".join(f" {model:>5} |" for model in MODELS), "| --- |" + " ---: |" * len(MODELS)]
-    lines += [f"| {name:34} |" + "".join(f" {metrics[key]:5.3f} |" for metrics in columns) for key, name in SHOWN.items()]
+    lines += [f"| {name:34} |" + "".join(f" {metrics[key]:5.3f} |" for metrics in columns) for key, name in rows.items()]
     order = found["autocheck"]
     lines += ["", f"order of the generated answers against the oracle: {order['agreement_initial']:.3f} initial, "
                   f"{order['agreement_autocheck']:.3f} after the auto-check; adjacent pairs the wrong way round: "
