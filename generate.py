@@ -8,10 +8,10 @@ style would learn the style. Stage 2 (verify.py) looks at what was said and corr
     python generate.py --strategy meg --models M/llava-34b M/llava-13b --prompts P.jsonl --out out.jsonl
 
     meg      multi-size expert generation: a family of models, from largest to smallest
-    ig       incremental generation: one model fine-tuned on growing subsets (amp_min.pretrain --part increments),
-             from most to least data, the pre-trained model last
-    self     one model, several sampled answers: levels of the very model that will learn from them (on-policy),
-             as RLAIF-V (2405.17220) and iterative DPO (2404.19733) make them; not in the paper
+    ig       incremental generation: one model fine-tuned on growing subsets, from most to least data, the
+             pre-trained model last (amp_min.pretrain --part increments makes them)
+    self     one model, several sampled answers: on-policy levels, of the very model that learns from them, as
+             RLAIF-V (2405.17220) and iterative DPO (2404.19733) make them; not in the paper
     perturb  no models: the standard answer with a share of its words changed, Table 6's baseline
 
 One input row:
@@ -27,8 +27,8 @@ One output row, the K levels in their initial ranking:
                    {"source": "llava-13b", "answers": ["Yes, there is a dog.", "The dog is on the left."]}]}
 
 Departures from the paper: none in the decoding (4 beams, repetition penalty 1.1, at most 512 new tokens). What
-it leaves open: the penalty is on the answer's own words only, and special tokens cannot be said. The 0.7 that
-it prints as temperature has no effect without sampling and is left out.
+it leaves open: the penalty is on the answer's own words only, and special tokens cannot be said. The temperature
+of 0.7 that it prints has no effect without sampling and is left out.
 """
 
 import itertools
@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from amp_min import chunks, mllm, records
 from amp_min.decoding import check_readable, converse
-from amp_min.support import hub, script, storage, words
+from amp_min.support import hub, memory, script, server, storage, words
 from amp_min.support.pictures import image_path, open_image
 from amp_min.support.script import UserError, arg, needed
 
@@ -67,17 +67,18 @@ class Settings:
     temperature: float = arg(1.0, "self: 1 draws what the model holds likely, 0.5 squares the odds", above=0)
     seed: int = arg(0, "self: which draws, perturb: which words; beam search has no luck")
     # What it costs. These change no answer, but for how a batch's sums are rounded.
-    batch: int = arg(64, "conversations answered together; fewer take less memory", min=1)
+    batch: int = arg(0, "conversations answered together; 0: as many as memory allows, at most 64", min=0)
     block: int = arg(512, "rows read at once: more fill better batches, fewer are lost by a kill", min=1)
     dtype: Literal["auto", "bf16", "fp32"] = arg("auto", "auto: bf16 where a GPU has it: half the memory")
+    server: str | None = arg(None, "ask a served model instead: an OpenAI-compatible URL ending in /v1")
     # How the run goes.
     only: str | None = arg(None, "let this one of the models answer, and stop; after the last: --only join")
     resume: bool = arg(False, "continue an interrupted run; gives the bytes of an unbroken one")
     skip_bad: bool = arg(False, "drop and count bad rows instead of stopping")
 
 
-DECIDES = ("strategy", "beams", "repetition_penalty", "max_new_tokens", "shares", "samples", "temperature", "seed",
-           "skip_bad")
+DECIDES = ("strategy", "beams", "repetition_penalty", "max_new_tokens", "shares", "samples", "temperature",
+           "seed", "skip_bad")
 
 
 def main(argv=None):
@@ -106,9 +107,11 @@ def name_of(model):
 def check(settings, names):
     """Refuse, before anything is loaded, command lines that mean nothing."""
     if (settings.strategy == "perturb") == bool(settings.models):
-        raise UserError("--strategy perturb takes no --models; meg and ig need at least one, best first, self one")
+        raise UserError("--strategy perturb takes no --models; meg and ig need at least one, best first")
     if settings.strategy == "self" and len(names) > 1:
         raise UserError("--strategy self samples one model; name one")
+    if settings.server and settings.beams > 1 and settings.strategy != "self":
+        raise UserError("--server: the protocol has no beam search; add --beams 1")
     if len(set(names)) < len(names):
         raise UserError(f"--models: two of {', '.join(names)} have the same name; rename a folder")
     if taken := {"standard", "join"} & set(names):
@@ -125,7 +128,7 @@ def read_prompts(settings, dropped=None):
     """The prompt rows in order, one in memory at a time; `dropped` counts why others were left out."""
     # A picture that does not open makes a bad row like any other: better now than after an hour of answers.
     # And so does a question that one of the models cannot read: a row is for all of them or for none.
-    readable = check_readable(*settings.models)
+    readable = check_readable(*settings.models * (not settings.server))
 
     def check(row):
         readable(row)
@@ -139,58 +142,71 @@ def read_prompts(settings, dropped=None):
 
 def ask(model, path, settings):
     """All answers of one model, a line a prompt: {"id": …, "responses": [{"source", "answers"}]}."""
-    same = ("prompts", "image_root", "batch", "block", "dtype", *DECIDES)
+    same = ("prompts", "image_root", "batch", "block", "dtype", "server", *DECIDES)
     begun_with = {"model": model} | {key: getattr(settings, key) for key in same}
-    inputs = [settings.prompts, *storage.weights(model)]
+    inputs = [settings.prompts, *([] if settings.server else storage.weights(model))]
     with storage.Writer(path, begun_with, inputs, settings.resume) as out:
         m, name, started, rows = None, name_of(model), time.perf_counter(), read_prompts(settings)
         while block := list(itertools.islice(rows, settings.block)):
             if all(row["id"] in out.done for row in block):
                 continue
-            m = m or load(model, settings)                              # late: a finished file needs no model
+            m = m or load(model, settings)                          # late: a finished file needs no model
+            if settings.server:                                     # its batches are its own affair
+                block = [row for row in block if row["id"] not in out.done]
             # A block that was cut short is answered whole again. Which conversations share a batch decides
             # how sums are rounded, and now and then a word: the batches must be those of an unbroken run.
-            for row, responses in zip(block, responses_of(m, block, name, settings), strict=True):
+            for row, responses in zip(block, responses_of(m, block, model, settings), strict=True):
                 if row["id"] not in out.done:
                     out.write({"id": row["id"], "responses": responses})
         print(f"{name}: {out.written} rows, {out.written / (time.perf_counter() - started):.1f} rows/s")
 
 
 def load(model, settings):
+    """The model and how many conversations it answers together; of a served model, how to reach it."""
+    if settings.server:
+        return server.connect(settings.server), settings.batch or 64    # requests under way at once
     device = hub.choose_device()
     dtype, why = hub.choose_dtype(settings.dtype, device)
     m = mllm.load(model, dtype, device)
     print(f"{model}: {m.model.num_parameters() / 1e6:.2f} M parameters on {device} in {dtype}: {why}")
-    return m
+    # Keys and values of 64 conversations with 4 beams would take 150 GB in a 7B model: estimated, not tried.
+    tokens = m.image_tokens + memory.PROMPT + settings.max_new_tokens
+    beams = 1 if settings.strategy == "self" else settings.beams
+    return m, memory.answering_batch(m.model, settings.batch, beams, tokens, device)
 
 
-def responses_of(m, block, name, settings):
-    """The responses of one model to a block of rows: a list for each row, one response or --samples of them."""
+def responses_of(loaded, block, model, settings):
+    """The responses of one model to a block of rows: for each row a list of one, or of --samples."""
+    (m, batch), name = loaded, name_of(model)
     # Beam search follows the likeliest beginnings side by side and keeps the likeliest whole answer. It draws
     # nothing: where two answers of a row differ, two models differ, and not two throws of dice.
-    decoding = dict(num_beams=settings.beams, do_sample=False, max_new_tokens=settings.max_new_tokens,
-                    repetition_penalty=settings.repetition_penalty)
-    sources = [name]
+    decoding, sources, seeds = dict(num_beams=settings.beams, do_sample=False), [name], None
     if settings.strategy == "self":
-        # Here the dice are the point: the same model, N throws. Some of them are better than others.
-        decoding |= dict(num_beams=1, temperature=settings.temperature)
+        # Here the dice are the point: one model, N throws, some of them better than others. Each throw has a
+        # seed of its own; it does not depend on who is answered in the same batch.
+        decoding = dict(do_sample=False, temperature=settings.temperature)
         sources = [f"{name}-s{n}" for n in range(settings.samples)]
-    asked = [(row, source) for row in block for source in sources]      # one conversation each
-    seeds = [f"{settings.seed} {source} {row['id']}" for row, source in asked]
-    # What the frozen vision tower sees of the pictures, once for all rounds and samples: conversation
-    # numbers -> (B, P, D_vision), with P image tokens a picture.
-    see = mllm.image_features(m, [image_path(row, settings.prompts, settings.image_root) for row in block])
-    features_of = lambda some: see([i // len(sources) for i in some])
-    # In a dialogue each model goes on from its *own* earlier answers. One that says in round 1 that there
-    # is a dog may have to say in round 2 where it is: errors grow over a dialogue, as they do for a user.
-    said, cut = converse(m, features_of, [row["questions"] for row, _ in asked], decoding, settings.batch, name,
-                         seeds if settings.strategy == "self" else None)
+        seeds = [f"{settings.seed} {source} {row['id']}" for row in block for source in sources]
+    decoding |= dict(max_new_tokens=settings.max_new_tokens, repetition_penalty=settings.repetition_penalty)
+    # One conversation for each row and source. In a dialogue each model goes on from its *own* earlier
+    # answers: one that says in round 1 that there is a dog may have to say in round 2 where it is. Errors
+    # grow over a dialogue, as they do for a user.
+    questions = [row["questions"] for row in block for _ in sources]
+    paths = [image_path(row, settings.prompts, settings.image_root) for row in block for _ in sources]
+    if settings.server:
+        said, cut = server.converse(m, model, paths, questions, decoding, batch, seeds)
+    else:
+        # What the frozen vision tower sees of the distinct pictures, once for all rounds and samples: numbers
+        # of B conversations -> (B, P, D_vision), with P image tokens a picture.
+        features_of = mllm.image_features(m, paths)
+        said, cut = converse(m, features_of, questions, decoding, batch, name, seeds)
+    # `cut` marks, for each round, an answer without an end: it ran into --max-new-tokens.
     responses = [{"source": source, "answers": texts} | ({"cut": ends} if any(ends) else {})
-                 for (_, source), texts, ends in zip(asked, said, cut, strict=True)]
+                 for source, texts, ends in zip(sources * len(block), said, cut, strict=True)]
     return [responses[start:start + len(sources)] for start in range(0, len(responses), len(sources))]
 
 
-# ---- 3. the standard answer with words changed (perturb) ----------------------------------------------------
+# ---- 3. the standard answer with words changed (perturb) ---------------------------------------------------
 
 def perturb(path, settings):
     """The perturbed levels of every row, to a file like a model's."""
@@ -243,7 +259,8 @@ def join(names, files, settings):
             responses += [response for one in answered for response in one["responses"]]
             counts["answers"] += sum(len(response["answers"]) for response in responses[1:])
             counts["answers_cut"] += sum(sum(response.get("cut", [])) for response in responses)
-            counts["rows_with_equal_answers"] += len({tuple(one["answers"]) for one in responses}) < len(responses)
+            different = {tuple(response["answers"]) for response in responses}
+            counts["rows_with_equal_answers"] += len(different) < len(responses)
             if row["id"] not in out.done:
                 out.write(row | {"responses": responses})       # other keys of the prompt row travel along
         for file in opened:
@@ -254,16 +271,17 @@ def join(names, files, settings):
 def report(settings, sources, counts):
     """Say what has been made, and what is wrong with it; the counts go to the meta file, too."""
     with storage.open_input(f"{settings.out}.meta.json") as file:
-        storage.write_json(f"{settings.out}.meta.json", json.load(file) | {"generated": dict(counts)})
+        ignored = {"server_may_ignore": server.MAY_IGNORE} if settings.server else {}
+        storage.write_json(f"{settings.out}.meta.json", json.load(file) | {"generated": counts | ignored})
     ranking = " > ".join(sources) if settings.strategy != "self" else "not known: verify.py makes it"
     print(f"{settings.out}: K = {len(sources)} answers for every prompt, the initial ranking is {ranking}")
     # Equal answers are two levels in name only. Sampling below temperature 1 and short answers make many.
-    if counts["rows_with_equal_answers"]:
-        print(f"{counts['rows_with_equal_answers']} rows hold equal answers; verify.py --keep passes over them")
+    if equal := counts["rows_with_equal_answers"]:
+        print(f"{equal} rows hold equal answers; verify.py --keep passes over them")
     # A cut answer has no end. Scored as if it had one, it would teach to stop in the middle of a sentence.
     if counts["answers_cut"]:
         print(f"{counts['answers_cut']} of {counts['answers']} answers were cut at --max-new-tokens "
-              f"{settings.max_new_tokens}; their rows mark them as \"cut\", and train.py does not score their end")
+              f"{settings.max_new_tokens}; \"cut\" marks them, and train.py does not score their end")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from amp_min.prompt import encode
 from amp_min.support.hub import pretrained
 from amp_min.support.script import BadRow, UserError, is_out_of_memory
 
-# ---- one answer ---------------------------------------------------------------------------------------------
+# ---- one answer --------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def answer(m, features, questions, answers, decoding, seeds=None):
@@ -78,7 +78,7 @@ class GumbelNoise:
         return scores / self.temperature - torch.stack(noise).log()      # -log of an exponential is Gumbel noise
 
 
-# ---- whole conversations ------------------------------------------------------------------------------------
+# ---- whole conversations -----------------------------------------------------------------------------------
 
 def converse(m, features_of, questions, decoding, batch, desc, seeds=None):
     """Hold N conversations round by round, each on the model's own earlier answers: (N lists of answers, N of bools).
@@ -94,7 +94,7 @@ def converse(m, features_of, questions, decoding, batch, desc, seeds=None):
             waiting.sort(key=lambda i: len(" ".join(questions[i][:turn + 1] + said[i])))
             while waiting:
                 some = waiting[:batch]
-                drawn = seeds and [number_of(f"{seeds[i]} {turn}") for i in some]
+                drawn = seeds and [random.Random(f"{seeds[i]} {turn}").getrandbits(31) for i in some]
                 try:
                     texts, unfinished = answer(m, features_of(some), [questions[i][:turn + 1] for i in some],
                                                [said[i] for i in some], decoding, drawn)
@@ -112,12 +112,7 @@ def converse(m, features_of, questions, decoding, batch, desc, seeds=None):
     return said, cut
 
 
-def number_of(text):
-    """A seed from a text: the same on every machine, other texts other seeds."""
-    return random.Random(text).getrandbits(31)
-
-
-# ---- rows that a model cannot read --------------------------------------------------------------------------
+# ---- rows that a model cannot read -------------------------------------------------------------------------
 
 @functools.cache         # asked once for every file that is read
 def check_readable(*names):

@@ -41,11 +41,11 @@ def first_rows(path, kind, n):
 
 def token_logps(m, encoded, path):
     """log-prob of every scored token of one conversation with its picture: (N,)"""
-    batch = packing.pack([packing.token_set([encoded])], m.tokenizer.pad_token_id)
-    embeds = mllm.embed(m, batch.input_ids, mllm.image_features(m, [path])([0]))
+    ids, rounds = (torch.tensor([column]) for column in encoded)                            # (1,T) each
+    embeds = mllm.embed(m, ids, mllm.image_features(m, [path])([0]))                        # (1,T,D)
     hidden = m.model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    hidden = hidden.flatten(0, 1)                                                           # (T, D)
-    return losses.token_logps(hidden[batch.predictor], m.model.lm_head.weight, batch.targets)
+    scored = rounds[:, 1:] > 0                                          # the shift: t - 1 predicts t
+    return losses.token_logps(hidden[:, :-1][scored], m.model.lm_head.weight, ids[:, 1:][scored])
 
 
 def encoded_sets(m, rows):
@@ -283,21 +283,21 @@ def training(run):
 def shared_prefix(run):
     """packing.mask of the docstring's example, and what sharing saves on the first real set."""
     toy = packing.TokenSet([[1] * 4, [2] * 2, [3] * 3], [[0.0] * 4, [1.0] * 2, [1.0] * 3])
-    batch, names, parts = packing.pack([toy], 0), ["I", "I", "p", "p", "a", "a", "b", "b", "b"], []
-    fills, cell = ["#c9c9d1", charts.CURVES[0], charts.CURVES[1]], 26
-    for q, line in enumerate(packing.mask(batch.segment)[0, 0].tolist()):
-        label = f"position {batch.position_ids[0, q]}  {names[q]}"
-        parts += [charts.text(90, 62 + cell * q, label, "end", font_size=13),
-                  charts.text(111 + cell * q, 36, names[q], "middle")]
-        colored = lambda k, seen: fills[batch.segment[0, k]] if seen else "#fff"
-        parts += [charts.box(98 + cell * k, 44 + cell * q, cell, cell, colored(k, seen))
+    batch, names, parts = packing.pack([toy], 0), ["I", "I", "p", "p", "a", "a", "_", "b", "b", "b"], []
+    owner = [0] * 4 + [1] * 3 + [2] * 3                                 # prefix, answer 0, answer 1
+    fills, cell = ["#c9c9d1", charts.CURVES[0], charts.CURVES[1]], 24
+    positions, square = packing.flat(batch)[1][0].tolist(), packing.mask(batch)[0, 0].tolist()
+    for q, line in enumerate(square):
+        parts += [charts.text(90, 60 + cell * q, f"position {positions[q]}  {names[q]}", "end", font_size=13),
+                  charts.text(110 + cell * q, 36, names[q], "middle")]
+        parts += [charts.box(98 + cell * k, 44 + cell * q, cell, cell, fills[owner[k]] if seen else "#fff")
                   for k, seen in enumerate(line)]
     row = first_rows(run / "preferences.jsonl", "preference", 1)
     tokens, = encoded_sets(mllm.load(run / "models" / POLICY), row)
     separate = sum(len(tokens.ids[0]) + len(rest) for rest in tokens.ids[1:])
     numbers = {"shared": packing.length(tokens), "separate": separate}
     notes = ["Filled: the row's token may look at the column's.", "Gray: prefix, I picture and p prompt;",
-             "blue: answer 0, a; orange: answer 1, b.", "",
+             "blue: answer 0, a; orange: answer 1, b.", "_ is padding, read by nobody.",
              "Each answer sees the prefix and itself, never the",
              "other, and its positions go on from the prefix.", "",
              f"The first set of this run, K = 4: {separate} tokens as",

@@ -5,8 +5,8 @@ one experiment, as a labelled upper bound).  It reads text with regular expressi
 so it shares no code, and no mistake, with the auto-check, which reads text with a parser and an encoder.
 
 Two conventions, both as a reader would take the words.  A relation is true when it holds on its own axis: a
-tree that is further left and further down is both "to the left of" and "below".  "A car" says that there is one at
-least, not how many, so it is true of three cars; only "one", "two", … count.
+tree that is further left and further down is both "to the left of" and "below".  "A car" says that there is
+one at least, not how many, so it is true of three cars; only "one", "two", … count.
 """
 
 import re
@@ -146,8 +146,8 @@ def rating(answer, standard, scene):
     """MMHal-Bench's scale, 0-6, decided exactly.
 
     Without a hallucination 3, 4, 5 or 6, with one 0, 1 or 2; within each the answer climbs with how much of
-    what the standard answer says it says too: nothing, less than half, at least half, all.  A wrong yes or no is a
-    hallucination.
+    what the standard answer says it says too: nothing, less than half, at least half, all.  A wrong yes or
+    no is a hallucination.
     """
     made = claims(answer)
     wanted = {claim[:3] for claim in claims(standard)}
