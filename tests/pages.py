@@ -14,7 +14,7 @@ A fenced block obeys the HTML comment on the line above it:
     equation: TAG | FILES       the tag stands in the block and in every file
 Without a comment, sh and python blocks run, page by page, in a folder that looks like the repository's root.  In the prose,
 `<!-- value: EXPRESSION FORMAT -->` stands before a number and `<!-- holds: EXPRESSION -->` beside a claim; the names in an
-expression are those of the files in results/, and `figures` is tutorial/pictures/figures.json.
+expression are those of the files in results/, `figures` is tutorial/pictures/figures.json, and over(study, row, key) a mean.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import os
 import platform
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -117,11 +118,16 @@ class Dots(dict):
         return self[key]
 
 
+def over(study, row, key):
+    """A figure's mean over the seeds of one row of a study."""
+    return statistics.mean(seed[key] for seed in study.rows[row].seeds)
+
+
 def evaluate(expression):
     """An expression over results/*.json and tutorial/pictures/figures.json."""
     files = [*ROOT.glob("results/*.json"), ROOT / "tutorial/pictures/figures.json"]
     names = {path.stem: json.loads(path.read_text(encoding="utf-8"), object_hook=Dots) for path in files if path.stem in expression}
-    return eval(expression, names)
+    return eval(expression, names | {"over": over})
 
 
 def help_text(name):
