@@ -24,6 +24,7 @@ from transformers import (
 from amp_min import lora
 from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens  # noqa: F401  callers know them by this module
 from amp_min.support.hub import pretrained
+from amp_min.support.memory import image_tokens_of
 from amp_min.support.pictures import open_image
 from amp_min.support.script import UserError
 
@@ -77,16 +78,6 @@ def load(name, dtype=torch.float32, device="cpu"):
     for problem in [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]:
         raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
     return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(config)))
-
-
-def image_tokens_of(config):
-    """P from the config: the patches that fit into the picture, and CLIP's class token; "default" drops the first of all.
-
-    576 for LLaVA-1.5 (CLIP, 336 / 14, default), 729 for interleave (SigLIP has no class token, 384 // 14 = 27, full).
-    """
-    vision = config.vision_config
-    seen = (vision.image_size // vision.patch_size) ** 2 + (vision.model_type == "clip_vision_model")
-    return seen - (config.vision_feature_select_strategy == "default")
 
 
 def check(m):

@@ -108,7 +108,7 @@ def test_every_file_names_its_inputs_by_content(chain, tiny_world, family):
     assert meta(folder / "preferences.jsonl")["inputs"] == {
         str(path): storage.sha256_file(path) for path in (folder / "candidates.jsonl", family / "clip" / "model.safetensors")}
     run = json.loads((folder / "mdpo" / "train.json").read_text(encoding="utf-8"))
-    assert run["run"]["sha256 of the preferences"] == storage.sha256_file(folder / "preferences.jsonl")
+    assert run["run"]["preferences sha256"] == storage.sha256_file(folder / "preferences.jsonl")
     for found in (meta(folder / "candidates.jsonl"), meta(folder / "preferences.jsonl"), run):
         assert found["versions"].keys() == {"python", "torch", "transformers", "spacy"}
     assert not list(folder.rglob("*.part*")) and not list(folder.rglob("*.tmp"))
