@@ -43,6 +43,7 @@ from amp_min.support import script  # noqa: E402
 BLOCK = re.compile(r"(?:^<!-- (?P<rule>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
 VALUE = re.compile(r"<!-- value: (?P<expression>[^>]+?) (?P<format>\S+) -->(?P<shown>[-−+]?[\d.,]*\d%?)?")
 HOLDS = re.compile(r"<!-- holds: (?P<claim>.+?) -->")
+TABLE = re.compile(r"<!-- (table: [^\n]+) -->\n.*?<!-- end -->", re.S)
 KINDS = ("quote", "skip", "output", "equation")
 
 
@@ -59,7 +60,12 @@ class Block(NamedTuple):
 
 
 def pages():
-    return sorted((ROOT / "tutorial").glob("*.md"))
+    """The tutorial in English: its blocks are run. The Chinese first pages repeat commands, so they are refreshed only."""
+    return sorted(path for path in (ROOT / "tutorial").glob("*.md") if "zh-CN" not in path.name)
+
+
+def translations():
+    return [ROOT / "README.zh-CN.md", ROOT / "tutorial/README.zh-CN.md"]
 
 
 def as_block(match):
@@ -155,7 +161,9 @@ def fresh(text):
             body = table()
         return match[0][:match.start("body") - match.start()] + body + "```"
 
-    return BLOCK.sub(block, VALUE.sub(value, text))
+    # A Chinese page has the README's tables of results as they stand there.
+    tables = {match[1]: match[0] for match in TABLE.finditer((ROOT / "README.md").read_text(encoding="utf-8"))}
+    return TABLE.sub(lambda match: tables[match[1]], BLOCK.sub(block, VALUE.sub(value, text)))
 
 
 def false_claims(text):
@@ -248,13 +256,13 @@ def main():
     parser.add_argument("--run", help="a finished run: take the outputs of all commands from it")
     parser.add_argument("--page", default="", help="only pages whose name contains this")
     options = parser.parse_args()
-    for page in pages():
+    for page in [*pages(), *translations()]:
         text = page.read_text(encoding="utf-8")
         if options.page not in page.name:
             continue
         try:
             new = fresh(text)
-            if options.run:
+            if options.run and page in pages():
                 with tempfile.TemporaryDirectory() as folder:
                     new = with_outputs(new, run_page(page, new, desk(Path(folder), options.run)))
             notes = [f"no longer true: {claim}" for claim in false_claims(new)]
