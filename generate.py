@@ -88,7 +88,7 @@ def write_answers(name, path, settings):
             if all(row["id"] in out.done for row in block):
                 continue
             # Answered whole even when part of it is done: a batch's rounding then never depends on an interruption.
-            see = mllm.eyes(m, [image_path(row, settings.prompts, settings.image_root) for row in block])
+            see = mllm.image_features(m, [image_path(row, settings.prompts, settings.image_root) for row in block])
             answers = mllm.converse(m, see, [row["questions"] for row in block], decoding, settings.batch, Path(name).name)
             for row, said in zip(block, answers):
                 if row["id"] not in out.done:

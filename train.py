@@ -263,7 +263,7 @@ def main(argv=None):
         pairs = parse_pairs(settings.pairs, K) if settings.loss != "sft" else None
         for tokens in sets[:settings.show]:
             show(m, tokens)
-        see = mllm.eyes(m, paths, settings.features_gb)
+        see = mllm.image_features(m, paths, settings.features_gb)
         ref = reference.logps(m, sets, ids, see, paths, autocast, settings) if settings.loss in ("mdpo", "kwise") else torch.zeros(len(sets), K)
         checkpoint.make(folder, settings)
         train(m, trained, autocast, sets, ids, see, ref, rewards, pairs, settings, folder)

@@ -117,7 +117,7 @@ def pixels(m, pictures):
 
 
 @torch.no_grad()
-def look(m, pixel_values, batch=64):
+def encode_images(m, pixel_values, batch=64):
     """What the frozen vision tower sees, before the projector: (N, 3, H, W) -> (N, P, D_vision).
 
     The tower is never trained here, so a picture needs this once for all its answers, epochs and the reference.
@@ -133,7 +133,7 @@ def look(m, pixel_values, batch=64):
     return torch.cat(seen)
 
 
-def eyes(m, paths, limit_gb=4.0):
+def image_features(m, paths, limit_gb=4.0):
     """A function from row numbers to what the vision tower sees of their pictures: list of B -> (B, P, D_vision).
 
     paths: the picture of each row.  Each distinct picture is looked at once and kept in memory when all fit into
@@ -141,7 +141,7 @@ def eyes(m, paths, limit_gb=4.0):
     """
     distinct = {path: i for i, path in enumerate(dict.fromkeys(paths))}
     pictures = list(distinct)
-    see = lambda some: look(m, pixels(m, map(open_image, some)))
+    see = lambda some: encode_images(m, pixels(m, map(open_image, some)))
     gigabytes = see(pictures[:1]).nbytes * len(pictures) / 1e9
     if gigabytes > limit_gb:
         print(f"{len(pictures)} pictures would take {gigabytes:.1f} GB of features, more than {limit_gb:g}: looking at them anew each time")
@@ -154,7 +154,7 @@ def eyes(m, paths, limit_gb=4.0):
 def embed(m, input_ids, features):
     """Token embeddings with the projected pictures in the places of the image tokens.
 
-    input_ids (B, T), features (B, P, D_vision) from `look` -> (B, T, D).  The projector runs here, so it may train.
+    input_ids (B, T), features (B, P, D_vision) from `encode_images` -> (B, T, D).  The projector runs here, so it may train.
     """
     words = m.model.get_input_embeddings()(input_ids)                                       # (B, T, D)
     projected = m.model.model.multi_modal_projector(features).to(words.dtype)               # (B, P, D)
@@ -195,7 +195,7 @@ def answer(m, features, questions, answers, decoding):
 def converse(m, see, questions, decoding, batch, desc):
     """Hold a conversation per row, round by round, each on the model's own earlier answers: N lists of answers.
 
-    see: row numbers -> features, from `eyes`; questions: N lists; batch: conversations answered together.
+    see: row numbers -> features, from `image_features`; questions: N lists; batch: conversations answered together.
     """
     said = [[] for _ in questions]
     with tqdm(total=sum(map(len, questions)), desc=desc, unit="answer", disable=None) as bar:

@@ -158,7 +158,7 @@ def speed_up(m):
 def set_logps(m, batch, features, chunk=None):
     """log pi(y_k | picture, prompt) of every answer of every set, with one pass over each prefix.
 
-    m: Mllm; batch: Batch; features (B,P,D_vision): what the vision tower sees, one picture a set (`mllm.look`); chunk:
+    m: Mllm; batch: Batch; features (B,P,D_vision): what the vision tower sees, one picture a set (`mllm.encode_images`); chunk:
     see `losses.token_logps`. Returns (B,K): natural log, summed over scored tokens, float32 or the model's dtype if
     that is wider. The mask says what is computed; after `speed_up(m)`, or with FlexAttention, its empty parts are free.
     """

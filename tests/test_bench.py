@@ -126,7 +126,7 @@ def test_flops_are_those_that_pytorch_counts(monkeypatch):
     shape, rank = TINY._replace(batch=1, batches=1), 2
     m, (sets, pixels) = packing.speed_up(variants.build(shape, 0)), variants.make_sets(shape, K, 0)
     lora.add(m.model, rank)
-    features, batch = mllm.look(m, pixels), packing.pack(sets, PAD)
+    features, batch = mllm.encode_images(m, pixels), packing.pack(sets, PAD)
     with FlopCounterMode(display=False) as counter:
         policy = packing.set_logps(m, batch, features)
         losses.mdpo_loss(policy, policy.detach()).backward()

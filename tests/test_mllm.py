@@ -54,7 +54,7 @@ def m(request, small_model):
 def features(small_model, tiny_world):
     """What the tower sees of four pictures: (4, P, D_vision)."""
     paths = sorted((tiny_world / "eval" / "images").iterdir())[:4]
-    return mllm.look(small_model, mllm.pixels(small_model, map(pictures.open_image, paths)))
+    return mllm.encode_images(small_model, mllm.pixels(small_model, map(pictures.open_image, paths)))
 
 
 # ---- encode ----
@@ -204,13 +204,13 @@ def test_look_is_what_transformers_sees(small_model, features, tiny_world):
         expected = getattr(expected, "pooler_output", expected)          # a list of (P, D), or an output that holds it
         projected = small_model.model.model.multi_modal_projector(features)
     torch.testing.assert_close(projected, torch.stack(list(expected)), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(mllm.look(small_model, pixel_values, batch=3), features, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mllm.encode_images(small_model, pixel_values, batch=3), features, atol=1e-5, rtol=1e-5)
 
 
 def test_eyes_give_the_same_with_and_without_memory(small_model, features, tiny_world, capsys):
     paths = sorted((tiny_world / "eval" / "images").iterdir())[:4]
     rows = [paths[0], paths[1], paths[0], paths[2], paths[3]]            # row 2 has row 0's picture
-    kept, looked = mllm.eyes(small_model, rows), mllm.eyes(small_model, rows, limit_gb=1e-9)
+    kept, looked = mllm.image_features(small_model, rows), mllm.image_features(small_model, rows, limit_gb=1e-9)
     assert "looking at them anew each time" in capsys.readouterr().out
     for see in kept, looked:
         torch.testing.assert_close(see([3, 2, 1]), features[[2, 0, 1]], atol=1e-5, rtol=1e-5)
@@ -386,7 +386,7 @@ def test_interleave_is_scored_like_transformers_does(interleave, tiny_world):
     with torch.no_grad():
         logps = m.model(**inputs).logits[0].log_softmax(-1)
         expected = sum(logps[t - 1, ids[t]] for t in range(1, len(ids)) if rounds[t])
-        features = mllm.look(m, mllm.pixels(m, [picture]))
+        features = mllm.encode_images(m, mllm.pixels(m, [picture]))
         found = packing.set_logps(m, packing.pack([packing.token_set([(ids, rounds)])], 0), features)
     torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-5)
     assert len(mllm.answer(m, features, [QUESTIONS[:1]], [[]], dict(do_sample=False, max_new_tokens=5))) == 1

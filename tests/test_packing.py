@@ -150,7 +150,7 @@ def test_log_probs_equal_the_whole_model_on_one_conversation_at_a_time():
     dialogues = [[(Q, [3, 4]), (R, [6, 2])], [(Q, [3, 9, 9]), (R, [7])], [(Q, [1]), (R, [2, 2, 2])]]
     pixel_values = torch.randn(1, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     batch = packing.pack([packing.token_set(list(map(encoding, dialogues)), step=0.5)], PAD)
-    packed = packing.set_logps(M64, batch, mllm.look(M64, pixel_values))
+    packed = packing.set_logps(M64, batch, mllm.encode_images(M64, pixel_values))
     for k, dialogue in enumerate(dialogues):
         ids, rounds = encoding(dialogue)
         logits = M64.model(input_ids=torch.tensor([ids]), pixel_values=pixel_values).logits[0]

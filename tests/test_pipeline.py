@@ -367,7 +367,7 @@ def test_decoding_is_what_we_say_not_what_a_checkpoint_brings(tiny_world, family
     found = []
     for folder in (family / "llava-7b", tmp_path / "model"):
         m = mllm.load(folder)
-        see = mllm.eyes(m, [tiny_world / "eval" / row["image"] for row in rows])
+        see = mllm.image_features(m, [tiny_world / "eval" / row["image"] for row in rows])
         for decoding in evaluate.DECODING.values():
             torch.manual_seed(0)
             found.append(mllm.converse(m, see, [row["questions"] for row in rows], decoding | {"max_new_tokens": 8}, 2, "x"))

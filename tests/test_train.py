@@ -141,7 +141,7 @@ def test_adapters_are_all_that_moves_and_all_that_is_saved(run, family, tiny_wor
     assert all(name.endswith((".A", ".B")) for name in trained)
     before = {name: p.clone() for name, p in m.model.named_parameters()}
     sets, ids, paths, rewards = train.read_sets(m, settings)
-    see = mllm.eyes(m, paths)
+    see = mllm.image_features(m, paths)
     ref = reference.logps(m, sets, ids, see, paths, autocast, settings)
     (out.parent / "by-hand").mkdir()
     train.train(m, trained, autocast, sets, ids, see, ref, rewards, "all", settings, out.parent / "by-hand")

@@ -100,7 +100,7 @@ def largest_difference(shape, K, seed):
             m.model.set_submodule(name, nn.RMSNorm(shape.text["hidden_size"], eps=layer.variance_epsilon, dtype=torch.float64))
     (tokens, *_), pixels = variants.make_sets(shape, K, seed)
     with torch.no_grad():
-        features = mllm.look(m, pixels[:1])
+        features = mllm.encode_images(m, pixels[:1])
         separate = packing.separate_logps(m, [tokens], features)
         return float((packing.set_logps(packing.speed_up(m), packing.pack([tokens], variants.PAD), features) - separate).abs().max())
 
@@ -112,7 +112,7 @@ def row(preset, K, settings):
     works = {name: lambda i, name=name: variants.step(lab, name, i) for name in STEPS}
     chosen = lambda i: lab.batches[i % len(lab.batches)]
     works["reference pass"] = lambda i: variants.reference_pass(lab, chosen(i))
-    works["look"] = lambda i: mllm.look(lab.policy, lab.pixels[chosen(i)])
+    works["look"] = lambda i: mllm.encode_images(lab.policy, lab.pixels[chosen(i)])
     parts = {name: stopwatch.summary(samples, settings, shape.batch) for name, samples in stopwatch.alternate(works, settings).items()}
     s = {name: part["seconds"] for name, part in parts.items()}
     extra = s["reference pass"] + s["look"]
@@ -185,7 +185,7 @@ def gpu_rows(settings, device="cuda", shape=SHAPES["llava-1.5-7b"], rank=64):
     known = next((peak for name, peak in PEAK_FLOPS.items() if device == "cuda" and name in torch.cuda.get_device_name()), None)
     for K in settings.levels:
         sets, pixels = variants.make_sets(shape, K, settings.seed)
-        features, batches = mllm.look(m, pixels), [packing.pack([tokens], variants.PAD) for tokens in sets]
+        features, batches = mllm.encode_images(m, pixels), [packing.pack([tokens], variants.PAD) for tokens in sets]
         for checkpointing in (True, False):
             m.model.gradient_checkpointing_enable({"use_reentrant": False}) if checkpointing else m.model.gradient_checkpointing_disable()
 
@@ -204,7 +204,7 @@ def gpu_rows(settings, device="cuda", shape=SHAPES["llava-1.5-7b"], rank=64):
 
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            works = {"step": policy_step, "reference pass": reference_pass, "look": lambda i: mllm.look(m, pixels[i % len(sets)][None])}
+            works = {"step": policy_step, "reference pass": reference_pass, "look": lambda i: mllm.encode_images(m, pixels[i % len(sets)][None])}
             parts = {name: stopwatch.summary(samples, settings) for name, samples in stopwatch.alternate(works, settings, device).items()}
             s = {name: part["seconds"] for name, part in parts.items()}
             work = statistics.mean(flops(shape, b, int(b.predictor.min()), rank) for b in batches)

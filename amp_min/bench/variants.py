@@ -118,7 +118,7 @@ def open_lab(shape, K, seed, both=True):
 
 def once(lab):
     """What ours does once per data set: look at the pictures, and the reference's log-probs. Returns the Lab with both."""
-    lab = lab._replace(features=mllm.look(lab.policy, lab.pixels))
+    lab = lab._replace(features=mllm.encode_images(lab.policy, lab.pixels))
     return lab._replace(ref=torch.cat([reference_pass(lab, chosen) for chosen in lab.batches]))
 
 
@@ -145,7 +145,7 @@ def sequences(m, lab, chosen, answers, head, look=True):
     rows = [packing.TokenSet([tokens.ids[0], tokens.ids[k + 1]], [tokens.weights[0], tokens.weights[k + 1]])
             for tokens in (lab.sets[i] for i in chosen) for k in answers]                   # B * len(answers) of them
     every = torch.tensor(chosen).repeat_interleave(len(answers))
-    features = mllm.look(m, lab.pixels[every]) if look else lab.features[every]
+    features = mllm.encode_images(m, lab.pixels[every]) if look else lab.features[every]
     ordinary_attention(m)
     logps = packing.separate_logps(m, rows, features) if head == "all" else packing.set_logps(m, packing.pack(rows, PAD), features)
     return logps.view(len(chosen), len(answers))

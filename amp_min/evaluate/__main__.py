@@ -112,7 +112,7 @@ def reply(m, path, rows, decoding, settings, desc):
     POPE's splits share their questions about what is there: each is asked once.
     """
     distinct = {(row["image"], *row["questions"]): row for row in rows}
-    see = mllm.eyes(m, [image_path(row, path, settings.image_root) for row in distinct.values()])
+    see = mllm.image_features(m, [image_path(row, path, settings.image_root) for row in distinct.values()])
     said = mllm.converse(m, see, [row["questions"] for row in distinct.values()], decoding, settings.batch, desc)
     said = dict(zip(distinct, said))
     return [said[row["image"], *row["questions"]] for row in rows]

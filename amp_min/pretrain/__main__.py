@@ -164,7 +164,7 @@ def make_llava(name, clip, processor, seed):
 def supervised(m, encoded, features, steps, batch, lr, seed, name):
     """Train projector and language model to give the answers: cross-entropy on answer tokens, vision tower frozen.
 
-    encoded: (ids, rounds) of each conversation, from mllm.encode; features (N, P, D_vision), from mllm.look.
+    encoded: (ids, rounds) of each conversation, from mllm.encode; features (N, P, D_vision), from mllm.encode_images.
     """
     m.model.train()
     m.model.model.vision_tower.requires_grad_(False)
@@ -230,7 +230,7 @@ def training_data(world, clip_folder):
     processor = make_processor(framed(PreTrainedTokenizerFast.from_pretrained(clip_folder), "<s> $A"))   # LLaVA goes on speaking
     rows, images = read_split(Path(world) / "train" / "prompts.jsonl")
     m = make_llava(next(iter(FAMILY)), clip, processor, seed=0)
-    return (clip, processor, [mllm.encode(m, row["questions"], row["answers"]) for row in rows], mllm.look(m, mllm.pixels(m, images)))
+    return (clip, processor, [mllm.encode(m, row["questions"], row["answers"]) for row in rows], mllm.encode_images(m, mllm.pixels(m, images)))
 
 
 def train_family(settings):
@@ -264,7 +264,7 @@ def train_increments(settings):
             continue
         m = mllm.load(settings.base)            # always the pre-trained model, never the one before
         encoded = [mllm.encode(m, rows[r]["questions"], rows[r]["answers"]) for r in subset]
-        features = mllm.look(m, mllm.pixels(m, [images[r] for r in subset]))
+        features = mllm.encode_images(m, mllm.pixels(m, [images[r] for r in subset]))
         # Equal epochs, so a larger subset also means more steps, as in fine-tuning on more data.
         steps = max(1, settings.steps * i // settings.increments)
         save(supervised(m, encoded, features, steps, settings.batch, settings.lr / 4, settings.seed, f"ig-{i}"),

@@ -47,7 +47,7 @@ def said_by(run, model):
 def token_logps(m, encoded, path):
     """log-prob of every scored token of one conversation with its picture: (N,)"""
     batch = packing.pack([packing.token_set([encoded])], m.tokenizer.pad_token_id)
-    embeds = mllm.embed(m, batch.input_ids, mllm.eyes(m, [path])([0]))
+    embeds = mllm.embed(m, batch.input_ids, mllm.image_features(m, [path])([0]))
     hidden = m.model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state.flatten(0, 1)
     return losses.token_logps(hidden[batch.predictor], m.model.lm_head.weight, batch.targets)
 
@@ -58,7 +58,7 @@ def ratios(run, models, rows):
     for name in [POLICY, *models]:
         m = mllm.load(run / "models" / name)
         sets = [packing.token_set([mllm.encode(m, row["questions"], r["answers"]) for r in row["responses"][:4]]) for row in rows]
-        see = mllm.eyes(m, [image_path(row, path, run / "world/preference") for row in rows])
+        see = mllm.image_features(m, [image_path(row, path, run / "world/preference") for row in rows])
         parts = torch.arange(len(rows)).split(16)
         found[name] = torch.cat([packing.set_logps(m, packing.pack([sets[i] for i in part], m.tokenizer.pad_token_id), see(part.tolist()))
                                  for part in parts])
@@ -107,7 +107,7 @@ def patches(run):
     m, path = mllm.load(run / "models" / POLICY), run / "world/eval/captions.jsonl"
     rows = first_rows(path, "prompt", SETS)
     sets = [packing.token_set([mllm.encode(m, row["questions"], row["answers"])]) for row in rows]
-    see = mllm.eyes(m, [image_path(row, path) for row in rows])
+    see = mllm.image_features(m, [image_path(row, path) for row in rows])
     batch, order = packing.pack(sets, m.tokenizer.pad_token_id), list(range(len(rows)))
     loss = lambda features: float(-packing.set_logps(m, batch, features).sum() / batch.counts.sum())
     numbers = {"right": loss(see(order)), "wrong": loss(see(order[1:] + order[:1]))}
