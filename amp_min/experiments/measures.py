@@ -31,17 +31,22 @@ def do(typed, path, data):
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             demo.run_chain([demo.parsed(command) for command in typed], threads=1)
     levels = levels_by_epoch(model / "log.jsonl") if model.is_dir() else []
+    sums = scene_sums(f"{model}.evaluate.json.answers.jsonl", data)
+    if levels and "log_ratio" in levels[-1]:            # as if of one scene: only seeds vary
+        moved = levels[-1]["log_ratio"]
+        sums |= {"log_ratio_first": {"all": [moved[0], 1]}, "log_ratio_last": {"all": [moved[-1], 1]}}
     evaluated = json.loads(Path(f"{model}.evaluate.json").read_text(encoding="utf-8"))
-    storage.write_json(path, {"commands": typed, "metrics": evaluated["metrics"], "levels": levels,
-                              "sums": scene_sums(f"{model}.evaluate.json.answers.jsonl", data),
+    storage.write_json(path, {"commands": typed, "metrics": evaluated["metrics"], "levels": levels, "sums": sums,
                               "seconds": round(time.perf_counter() - started, 1)})
-    shutil.rmtree(model, ignore_errors=True)            # its answers stay; the weights of hundreds of models need not
+    shutil.rmtree(model, ignore_errors=True)  # its answers stay; the weights of hundreds of models need not
 
 
 def prefers_worse(preferences, K=4):
-    """Share of the pairs of the first K levels in which the reference finds the worse answer likelier, or None.
+    """Share of the pairs of the first K levels in which the reference finds the worse answer likelier, or
+    None.
 
-    train.py keeps the reference's log-probs beside the preferences. In such pairs DPO has the order still to learn.
+    train.py keeps the reference's log-probs beside the preferences. In such pairs DPO has the order still to
+    learn.
     """
     logps = [load_file(path)["logps"].numpy()[:, :K] for path in preferences.parent.glob(f"{preferences.name}.reference-*")]
     if not logps:
@@ -51,7 +56,8 @@ def prefers_worse(preferences, K=4):
 
 
 def levels_by_epoch(log):
-    """train.py's log -> for each epoch {"logp": (K,), "log_ratio": (K,)}, means over its steps, best level first."""
+    """train.py's log -> for each epoch {"logp": (K,), "log_ratio": (K,)}, means over its steps, best level
+    first."""
     epochs = defaultdict(list)
     for step in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
         epochs[math.ceil(step["epoch"])].append(step | ({"log_ratio": step["ratio"]} if "ratio" in step else {}))
@@ -59,7 +65,7 @@ def levels_by_epoch(log):
              if key in steps[0]} for steps in epochs.values()]
 
 
-# ---- answers -> sums -------------------------------------------------------------------------------------------------
+# ---- answers -> sums ---------------------------------------------------------------------------------------
 
 def scene_sums(answers, data):
     """evaluate's answers file and its benchmark folder -> {metric: {scene: [numerator, denominator]}}.
@@ -99,11 +105,11 @@ def description(text, scene):
     decided, false = Counter(), Counter()
     for one in oracle.claims(text):
         truth, kind = oracle.is_true(one, scene), KINDS.get(one.field, "relations")
-        decided[kind] += truth is not None              # None: about something that is not there, counted already
+        decided[kind] += truth is not None  # None: about something that is not there, counted already
         false[kind] += truth is False
     return [("false_claims", false.total(), decided.total()), ("chair_i", len(said - shown), len(said)),
             ("coverage", len(said & shown), len(shown)), ("words", len(words), 1),
-            ("repeated", len(fours) - len(set(fours)), len(fours)),             # share of 4-word runs said before
+            ("repeated", len(fours) - len(set(fours)), len(fours)),  # share of 4-word runs said before
             *((f"false_{kind}", false[kind], decided[kind]) for kind in (*dict.fromkeys(KINDS.values()), "relations"))]
 
 

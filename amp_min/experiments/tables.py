@@ -18,9 +18,10 @@ COLUMNS = {"false_claims_sampled": "all false claims, sampled ↓", "false_claim
 # What moved: a variant that only says less, or says yes less often, has learned no seeing.
 WHY = {"words_sampled": "words", "repeated_sampled": "said twice", "false_objects_sampled": "false objects",
        "false_numbers_sampled": "numbers", "false_sizes_sampled": "sizes", "false_colors_sampled": "colors",
-       "false_places_sampled": "places", "false_relations_sampled": "relations"}
+       "false_places_sampled": "places", "false_relations_sampled": "relations",
+       "log_ratio_first": "log-ratio of the best level", "log_ratio_last": "of the worst"}
 ORDERS = {"agreement": "agreement ↑", "agreement_descriptions": "descriptions", "agreement_dialogues": "dialogues",
-          "agreement_yes_no": "yes/no rounds", "inconsistency": "adjacent pairs wrong ↓",
+          "yes_no": "yes/no rounds", "inconsistency": "adjacent pairs wrong ↓",
           "adjacent_wrong": "generated, told apart: wrong ↓", "told_apart": "told apart"}
 
 
@@ -50,21 +51,11 @@ def markdown(found):
     lines += ["", "What moved: length, repetition, and the share of false claims of each kind (sampled descriptions). "
               "Last, the share of the training pairs in which the reference finds the *worse* answer likelier.", "",
               line("", *WHY.values(), "reference prefers the worse"), line("---", *["---:"] * (len(WHY) + 1))]
-    lines += [line(row["name"], *(f"{np.mean([seed[key] for seed in row['seeds']]):.3f}" for key in WHY),
-                   share(row["prefers_worse"])) for row in rows]
-    lines += levels(rows) if found["study"] == "penalty" else []
+    for row in rows:
+        moved = (share(np.mean([seed[key] for seed in row["seeds"]]) if key in row["seeds"][0] else None) for key in WHY)
+        lines.append(line(row["name"], *moved, share(row["prefers_worse"])))
     lines += orders(found["orders"]) if found["orders"] else []
     return "\n".join(lines + claims(found["claims"])) + "\n"
-
-
-def levels(rows):
-    K = len(rows[0]["levels"][0][-1]["log_ratio"])
-    lines = ["", "How far the log-prob of each level has moved from the reference's, mean over the last epoch "
-             "(level 0 is the best):", "", line("", *(f"level {k}" for k in range(K))), line("---", *["---:"] * K)]
-    for row in rows:
-        moved = np.mean([seed[-1]["log_ratio"] for seed in row["levels"]], axis=0)                # (K,)
-        lines.append(line(row["name"], *(f"{level:+.1f}" for level in moved)))
-    return lines
 
 
 def orders(rankings):
@@ -100,7 +91,7 @@ def counted(every):
 VERDICTS = ("holds", "does not hold", "undecided")
 
 
-# ---- one page about all ----------------------------------------------------------------------------------------------
+# ---- one page about all ------------------------------------------------------------------------------------
 
 def answer(found):
     """The study's first claim, in a word."""
@@ -110,7 +101,8 @@ def answer(found):
 
 
 def summary(studies):
-    """README's tables, and this page's first screen: question, answer, figure, file; then the headline figures."""
+    """README's tables, and this page's first screen: question, answer, figure, file; then the headline
+    figures."""
     lines = [line("question", "answer", "figure", "claims: hold / do not / undecided"),
              line("---", "---", "---", "---:")]
     for found in studies:
