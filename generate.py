@@ -1,162 +1,269 @@
-"""Stage 1: make K answers of different quality for every prompt, without people.
+"""Stage 1: K answers of different quality for every prompt, without people.
 
-    python generate.py --strategy meg --models M/llava-34b M/llava-13b M/llava-7b M/llava-2b --prompts P.jsonl --out candidates.jsonl
+Learning from preferences needs better and worse answers to the same question. People who write and rank them
+are slow and contradict themselves (in 14 % of the paper's triples). So the answers are *made in an order*, by
+models of which is known beforehand who is better. All sound alike: a learner that could tell good from bad by
+style would learn the style. Stage 2 (verify.py) looks at what was said and corrects the order.
 
-Three strategies:
-  meg      multi-size expert generation: one answer from each model of a family, --models from largest to smallest
-  ig       incremental generation: models fine-tuned on growing subsets (amp_min.pretrain --part increments),
-           --models from most to least data, the pre-trained model last
-  perturb  no models: the standard answer with a share of its words changed (Table 6's baseline)
-The standard answer comes first, so K is one more than the number of models.
+    python generate.py --strategy meg --models M/llava-34b M/llava-13b --prompts P.jsonl --out out.jsonl
+
+    meg      multi-size expert generation: a family of models, from largest to smallest
+    ig       incremental generation: one model fine-tuned on growing subsets (amp_min.pretrain --part increments),
+             from most to least data, the pre-trained model last
+    self     one model, several sampled answers: levels of the very model that will learn from them (on-policy),
+             as RLAIF-V (2405.17220) and iterative DPO (2404.19733) make them; not in the paper
+    perturb  no models: the standard answer with a share of its words changed, Table 6's baseline
 
 One input row:
-{"id": "scene-1", "image": "images/scene-1.png", "questions": ["Is there a dog?"], "answers": ["No, there is no dog."]}
-One output row:
-{"id": "scene-1", "image": "images/scene-1.png", "questions": ["Is there a dog?"], "responses": [{"source": "standard", "answers": ["No, there is no dog."]}, {"source": "llava-34b", "answers": ["No, there is no dog."]}, {"source": "llava-13b", "answers": ["Yes, there is a dog."]}]}
 
-Departures from the paper: none in the decoding (4 beams, repetition penalty 1.1 on the model's own words, at most 512
-new tokens); the printed "temperature 0.7" has no effect without sampling and is left out.  Special tokens are forbidden.
-In a dialogue every model goes on from its *own* earlier answers.
+    {"id": "scene-1", "image": "scene-1.png", "questions": ["Is there a dog?", "Where is the cat?"],
+     "answers": ["No, there is no dog.", "It sits on the sofa."]}
+
+One output row, the K levels in their initial ranking:
+
+    {"id": "scene-1", "image": "scene-1.png", "questions": ["Is there a dog?", "Where is the cat?"],
+     "responses": [{"source": "standard", "answers": ["No, there is no dog.", "It sits on the sofa."]},
+                   {"source": "llava-34b", "answers": ["No, there is no dog.", "The cat sits on a chair."]},
+                   {"source": "llava-13b", "answers": ["Yes, there is a dog.", "The dog is on the left."]}]}
+
+Departures from the paper: none in the decoding (4 beams, repetition penalty 1.1, at most 512 new tokens). What
+it leaves open: the penalty is on the answer's own words only, and special tokens cannot be said. The 0.7 that
+it prints as temperature has no effect without sampling and is left out.
 """
 
 import itertools
 import json
+import random
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
-from amp_min import mllm, perturb, records
-from amp_min.support import hub, script, storage
+from amp_min import chunks, mllm, records
+from amp_min.decoding import check_readable, converse
+from amp_min.support import hub, script, storage, words
 from amp_min.support.pictures import image_path, open_image
-from amp_min.support.script import UserError
+from amp_min.support.script import UserError, arg, needed
 
 
 @dataclass
 class Settings:
-    prompts: str = field(metadata={"help": "prompt rows (JSONL)"})
-    out: str = field(metadata={"help": "candidate rows to write (JSONL)"})
-    strategy: Literal["meg", "ig", "perturb"] = field(default="meg", metadata={"help": "where the K answers come from"})
-    models: list[str] = field(default_factory=list, metadata={"help": "model folders or hub ids, best first"})
-    shares: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5], metadata={"help": "perturb: shares of words changed, best first", "min": 0, "max": 1})
-    only: str | None = field(default=None, metadata={"help": "answer with this one of the models and stop, so that each can have a process, or a "
-                                                             "GPU, of its own; then 'join' puts their answers side by side"})
-    image_root: str | None = field(default=None, metadata={"help": "folder of the pictures, when it is not the prompts' own"})
-    beams: int = field(default=4, metadata={"help": "beam search width (the paper's)", "min": 1})
-    repetition_penalty: float = field(default=1.1, metadata={"help": "above 1 discourages repeated words (the paper's)", "above": 0})
-    max_new_tokens: int = field(default=512, metadata={"help": "longest answer (the paper's)", "min": 1})
-    batch: int = field(default=64, metadata={"help": "conversations answered together; lower it when memory runs out", "min": 1})
-    block: int = field(default=512, metadata={"help": "rows read at a time; batches are sorted by length within it", "min": 1})
-    dtype: Literal["auto", "bf16", "fp32"] = field(default="auto", metadata={"help": "auto: bf16 on a GPU that has it"})
-    resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
-    skip_bad: bool = field(default=False, metadata={"help": "drop and count bad rows instead of stopping"})
-    seed: int = field(default=0, metadata={"help": "for perturb; beam search is not random"})
+    # What is asked, and who answers. The order of the models is the initial ranking: nothing else knows it.
+    prompts: str = needed("prompt rows (JSONL)")
+    out: str = needed("candidate rows to write (JSONL)")
+    strategy: Literal["meg", "ig", "self", "perturb"] = arg("meg", "where the answers come from")
+    models: list[str] = arg([], "model folders or hub ids, best first")
+    image_root: str | None = arg(None, "folder of the pictures, when it is not the prompts' own")
+    # How an answer is found: the paper's values. All answers of a row must come from the same ones (see
+    # join).
+    beams: int = arg(4, "beginnings of an answer that are followed side by side", min=1)
+    repetition_penalty: float = arg(1.1, "above 1 discourages words that the answer has said before", above=0)
+    max_new_tokens: int = arg(512, "longest answer", min=1)
+    shares: list[float] = arg([0.1, 0.3, 0.5], "perturb: shares of words changed, best first", min=0, max=1)
+    samples: int = arg(6, "self: answers drawn for every prompt", min=1)
+    temperature: float = arg(1.0, "self: 1 draws what the model holds likely, 0.5 squares the odds", above=0)
+    seed: int = arg(0, "self: which draws, perturb: which words; beam search has no luck")
+    # What it costs. These change no answer, but for how a batch's sums are rounded.
+    batch: int = arg(64, "conversations answered together; fewer take less memory", min=1)
+    block: int = arg(512, "rows read at once: more fill better batches, fewer are lost by a kill", min=1)
+    dtype: Literal["auto", "bf16", "fp32"] = arg("auto", "auto: bf16 where a GPU has it: half the memory")
+    # How the run goes.
+    only: str | None = arg(None, "let this one of the models answer, and stop; after the last: --only join")
+    resume: bool = arg(False, "continue an interrupted run; gives the bytes of an unbroken one")
+    skip_bad: bool = arg(False, "drop and count bad rows instead of stopping")
 
 
-# What all answers of a row must share; a batch size, for one, may differ between models.
-DECIDES = ("beams", "repetition_penalty", "max_new_tokens", "skip_bad", "seed")
-
-
-def read_prompts(settings, dropped=None):
-    """The prompt rows whose pictures open, in order."""
-    return records.read(settings.prompts, "prompt", settings.skip_bad,
-                        on_bad=lambda bad: dropped is not None and dropped.update([bad.reason]),
-                        check=lambda row: open_image(image_path(row, settings.prompts, settings.image_root)))
-
-
-def write_answers(name, path, settings):
-    """All answers of one model, to a file of its own: {"id", "answers"}.
-
-    One model after the other, because a family of large models does not fit into memory together.
-    """
-    same = ("prompts", "image_root", "beams", "repetition_penalty", "max_new_tokens", "batch", "block", "dtype", "skip_bad")
-    with storage.Writer(path, {"model": name} | {key: getattr(settings, key) for key in same},
-                        [settings.prompts, *storage.weights(name)], settings.resume) as out:
-        todo = sum(row["id"] not in out.done for row in read_prompts(settings))
-        if not todo:
-            return
-        device = hub.choose_device()
-        dtype, why = hub.choose_dtype(settings.dtype, device)
-        m = mllm.load(name, dtype, device)
-        print(f"{name}: {m.model.num_parameters() / 1e6:.2f} M parameters on {device} in {dtype}: {why}")
-        decoding = dict(num_beams=settings.beams, do_sample=False, repetition_penalty=settings.repetition_penalty,
-                        max_new_tokens=settings.max_new_tokens)
-        started, rows = time.perf_counter(), read_prompts(settings)
-        while block := list(itertools.islice(rows, settings.block)):
-            if all(row["id"] in out.done for row in block):
-                continue
-            # Answered whole even when part of it is done: a batch's rounding then never depends on an interruption.
-            see = mllm.image_features(m, [image_path(row, settings.prompts, settings.image_root) for row in block])
-            answers = mllm.converse(m, see, [row["questions"] for row in block], decoding, settings.batch, Path(name).name)
-            for row, said in zip(block, answers):
-                if row["id"] not in out.done:
-                    out.write({"id": row["id"], "answers": said})
-        print(f"{name}: {todo} rows, {todo / (time.perf_counter() - started):.1f} rows/s")
-
-
-def write_perturbed(share, path, settings):
-    """The standard answers with `share` of their content words changed, to a file like a model's."""
-    with storage.Writer(path, {"share": share, "seed": settings.seed, "skip_bad": settings.skip_bad}, [settings.prompts],
-                        settings.resume) as out:
-        words = perturb.Words(answer for row in read_prompts(settings) for answer in row["answers"])
-        for row in tqdm(read_prompts(settings), desc=f"perturb {share:.0%}", unit="row", disable=None):
-            changed = [words.change(text, share, seed=f"{settings.seed} {share} {row['id']} {turn}")
-                       for turn, text in enumerate(row["answers"])]
-            if row["id"] not in out.done:
-                out.write({"id": row["id"], "answers": changed})
-
-
-def join(sources, settings):
-    """Put the standard answer and each source's answers side by side: the candidate rows."""
-    inputs, prompts = [settings.prompts, *(path for _, path in sources)], storage.sha256_file(settings.prompts)
-    for name, path in sources:                  # --only made them in runs of their own
-        with storage.open_input(f"{path}.meta.json") as file:
-            made = json.load(file)
-        if prompts not in made["inputs"].values() or any(made["settings"].get(key, getattr(settings, key)) != getattr(settings, key) for key in DECIDES):
-            raise UserError(f"{path}: was made from other prompts or with other settings; run --only {name} again")
-    with storage.Writer(settings.out, vars(settings), inputs, settings.resume) as out:
-        files = [open(path, encoding="utf-8") for _, path in sources]
-        for row, *lines in itertools.zip_longest(read_prompts(settings, out.dropped), *files):
-            answers = [json.loads(line or '{"id": null}') for line in lines]
-            if row is None or any(answer["id"] != row["id"] for answer in answers):
-                raise UserError(f"{settings.out}: the models' answers are not those to the rows of {settings.prompts}, first "
-                                f"{'behind its end' if row is None else row['id']!r}; start again without --resume")
-            responses = [{"source": "standard", "answers": row.pop("answers")}]
-            responses += [{"source": name, "answers": answer["answers"]} for (name, _), answer in zip(sources, answers)]
-            if row["id"] not in out.done:
-                out.write(row | {"responses": responses})
-        for file in files:
-            file.close()
+DECIDES = ("strategy", "beams", "repetition_penalty", "max_new_tokens", "shares", "samples", "temperature", "seed",
+           "skip_bad")
 
 
 def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
-    if settings.strategy == "perturb":
-        jobs = [(f"perturb-{share:.0%}".rstrip("%"), share) for share in settings.shares]
-    else:
-        jobs = [(Path(model).resolve().name if Path(model).is_dir() else Path(model).name, model) for model in settings.models]
-    if not jobs or (settings.strategy == "perturb") == bool(settings.models):
-        raise UserError("--strategy perturb takes no --models; meg and ig need at least one, best first")
-    if len({name for name, _ in jobs}) < len(jobs):
-        raise UserError(f"--models: two of {', '.join(name for name, _ in jobs)} have the same name; rename a folder")
-    if taken := {"standard", "join"} & {name for name, _ in jobs}:
+    names = ["perturb"] if settings.strategy == "perturb" else list(map(name_of, settings.models))
+    check(settings, names)
+    # Every model writes to a file of its own, OUT.answers/<name>.jsonl, and a last step lays the files side
+    # by side. So an interruption costs little, a family need not fit into memory together, and with --only
+    # each model can have a process, or a GPU, to itself.
+    files = [Path(f"{settings.out}.answers/{name}.jsonl") for name in names]
+    for i, name in enumerate(names):
+        if settings.only in (None, name):
+            if settings.strategy == "perturb":
+                perturb(files[i], settings)
+            else:
+                ask(settings.models[i], files[i], settings)
+    if settings.only in (None, "join"):
+        join(names, files, settings)
+
+
+def name_of(model):
+    """What a model is called in the rows: the last part of its folder or hub id."""
+    return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
+
+
+def check(settings, names):
+    """Refuse, before anything is loaded, command lines that mean nothing."""
+    if (settings.strategy == "perturb") == bool(settings.models):
+        raise UserError("--strategy perturb takes no --models; meg and ig need at least one, best first, self one")
+    if settings.strategy == "self" and len(names) > 1:
+        raise UserError("--strategy self samples one model; name one")
+    if len(set(names)) < len(names):
+        raise UserError(f"--models: two of {', '.join(names)} have the same name; rename a folder")
+    if taken := {"standard", "join"} & set(names):
         raise UserError(f"--models: {taken.pop()} is no name for a model here; rename its folder")
     if Path(settings.out).is_dir() or Path(settings.out).resolve() == Path(settings.prompts).resolve():
         raise UserError(f"--out {settings.out}: is a folder, or the prompts themselves; name a file to write")
-    parts = Path(f"{settings.out}.answers")
-    sources = [(name, parts / f"{name}.jsonl") for name, _ in jobs]
-    if settings.only not in (None, "join", *(name for name, _ in jobs)):
-        raise UserError(f"--only {settings.only}: choose join or one of {', '.join(name for name, _ in jobs)}")
-    for (name, job), (_, path) in zip(jobs, sources):
-        if settings.only in (None, name):
-            (write_perturbed if settings.strategy == "perturb" else write_answers)(job, path, settings)
-    if settings.only not in (None, "join"):
-        return
-    join(sources, settings)
-    print(f"{settings.out}: K = {len(jobs) + 1} answers for every prompt, the initial ranking is standard > "
-          + " > ".join(name for name, _ in jobs))
+    if settings.only not in (None, "join", *names):
+        raise UserError(f"--only {settings.only}: choose join or one of {', '.join(names)}")
+
+
+# ---- 1. the prompts ----------------------------------------------------------------------------------------
+
+def read_prompts(settings, dropped=None):
+    """The prompt rows in order, one in memory at a time; `dropped` counts why others were left out."""
+    # A picture that does not open makes a bad row like any other: better now than after an hour of answers.
+    # And so does a question that one of the models cannot read: a row is for all of them or for none.
+    readable = check_readable(*settings.models)
+
+    def check(row):
+        readable(row)
+        open_image(image_path(row, settings.prompts, settings.image_root))
+
+    return records.read(settings.prompts, "prompt", settings.skip_bad, check=check,
+                        on_bad=lambda bad: dropped is not None and dropped.update([bad.reason]))
+
+
+# ---- 2. the answers of a model (meg, ig) -------------------------------------------------------------------
+
+def ask(model, path, settings):
+    """All answers of one model, a line a prompt: {"id": …, "responses": [{"source", "answers"}]}."""
+    same = ("prompts", "image_root", "batch", "block", "dtype", *DECIDES)
+    begun_with = {"model": model} | {key: getattr(settings, key) for key in same}
+    inputs = [settings.prompts, *storage.weights(model)]
+    with storage.Writer(path, begun_with, inputs, settings.resume) as out:
+        m, name, started, rows = None, name_of(model), time.perf_counter(), read_prompts(settings)
+        while block := list(itertools.islice(rows, settings.block)):
+            if all(row["id"] in out.done for row in block):
+                continue
+            m = m or load(model, settings)                              # late: a finished file needs no model
+            # A block that was cut short is answered whole again. Which conversations share a batch decides
+            # how sums are rounded, and now and then a word: the batches must be those of an unbroken run.
+            for row, responses in zip(block, responses_of(m, block, name, settings), strict=True):
+                if row["id"] not in out.done:
+                    out.write({"id": row["id"], "responses": responses})
+        print(f"{name}: {out.written} rows, {out.written / (time.perf_counter() - started):.1f} rows/s")
+
+
+def load(model, settings):
+    device = hub.choose_device()
+    dtype, why = hub.choose_dtype(settings.dtype, device)
+    m = mllm.load(model, dtype, device)
+    print(f"{model}: {m.model.num_parameters() / 1e6:.2f} M parameters on {device} in {dtype}: {why}")
+    return m
+
+
+def responses_of(m, block, name, settings):
+    """The responses of one model to a block of rows: a list for each row, one response or --samples of them."""
+    # Beam search follows the likeliest beginnings side by side and keeps the likeliest whole answer. It draws
+    # nothing: where two answers of a row differ, two models differ, and not two throws of dice.
+    decoding = dict(num_beams=settings.beams, do_sample=False, max_new_tokens=settings.max_new_tokens,
+                    repetition_penalty=settings.repetition_penalty)
+    sources = [name]
+    if settings.strategy == "self":
+        # Here the dice are the point: the same model, N throws. Some of them are better than others.
+        decoding |= dict(num_beams=1, temperature=settings.temperature)
+        sources = [f"{name}-s{n}" for n in range(settings.samples)]
+    asked = [(row, source) for row in block for source in sources]      # one conversation each
+    seeds = [f"{settings.seed} {source} {row['id']}" for row, source in asked]
+    # What the frozen vision tower sees of the pictures, once for all rounds and samples: conversation
+    # numbers -> (B, P, D_vision), with P image tokens a picture.
+    see = mllm.image_features(m, [image_path(row, settings.prompts, settings.image_root) for row in block])
+    features_of = lambda some: see([i // len(sources) for i in some])
+    # In a dialogue each model goes on from its *own* earlier answers. One that says in round 1 that there
+    # is a dog may have to say in round 2 where it is: errors grow over a dialogue, as they do for a user.
+    said, cut = converse(m, features_of, [row["questions"] for row, _ in asked], decoding, settings.batch, name,
+                         seeds if settings.strategy == "self" else None)
+    responses = [{"source": source, "answers": texts} | ({"cut": ends} if any(ends) else {})
+                 for (_, source), texts, ends in zip(asked, said, cut, strict=True)]
+    return [responses[start:start + len(sources)] for start in range(0, len(responses), len(sources))]
+
+
+# ---- 3. the standard answer with words changed (perturb) ----------------------------------------------------
+
+def perturb(path, settings):
+    """The perturbed levels of every row, to a file like a model's."""
+    # What they lack is what makes the answers of models useful: nobody *believes* these errors. A learner may
+    # learn from them what no sentence looks like, instead of what the picture does not show.
+    begun_with = {key: getattr(settings, key) for key in DECIDES}
+    with storage.Writer(path, begun_with, [settings.prompts], settings.resume) as out:
+        parser = chunks.load_parser()
+        # Twice through the prompts: first for the words there are to draw from, then for the changes.
+        stock = words.stock_of(parser.pipe(text for row in read_prompts(settings) for text in row["answers"]))
+        for row in tqdm(read_prompts(settings), desc="perturb", unit="row", disable=None):
+            if row["id"] in out.done:
+                continue
+            levels, docs = [row["answers"]], list(parser.pipe(row["answers"]))
+            for share in settings.shares:
+                # Every level of a row has random numbers of its own: an interruption changes no other's.
+                rng = random.Random(f"{settings.seed} {share} {row['id']}")
+                levels.append(words.worse(docs, share, stock, rng, unlike=levels))
+            names = [f"perturb-{share:.0%}".rstrip("%") for share in settings.shares]
+            out.write({"id": row["id"], "responses": [{"source": name, "answers": answers} for name, answers
+                                                      in zip(names, levels[1:], strict=True)]})
+
+
+# ---- 4. side by side ---------------------------------------------------------------------------------------
+
+def join(names, files, settings):
+    """The candidate rows: for every prompt the standard answer and behind it each file's, best first."""
+    # The files may come from runs of their own (--only). All must have been asked the same, in the same way.
+    prompts = storage.sha256_file(settings.prompts)
+    for name, path in zip(names, files, strict=True):
+        with storage.open_input(f"{path}.meta.json") as file:
+            made = json.load(file)
+        same = all(made["settings"].get(key) == getattr(settings, key) for key in DECIDES)
+        if not same or prompts not in made["inputs"].values():
+            raise UserError(f"{path}: was made from other prompts or with other settings; "
+                            f"run --only {name} again")
+    with storage.Writer(settings.out, vars(settings), [settings.prompts, *files], settings.resume) as out:
+        counts = Counter(answers=0, answers_cut=0, rows_with_equal_answers=0)
+        # Line n of every file answers prompt n. The files are read in step, none is ever whole in memory.
+        opened = [open(path, encoding="utf-8") for path in files]
+        for row, *lines in itertools.zip_longest(read_prompts(settings, out.dropped), *opened):
+            answered = [json.loads(line or '{"id": null}') for line in lines]
+            if row is None or any(one["id"] != row["id"] for one in answered):
+                first = "behind its end" if row is None else repr(row["id"])
+                raise UserError(f"{settings.out}: the models' answers are not those to the rows of "
+                                f"{settings.prompts}, first {first}; start again without --resume")
+            # The standard answer is level 1, so K is one more than the number of models. It is the only one
+            # that does not come from a model; it is true, and verify.py measures the others by it.
+            responses = [{"source": "standard", "answers": row.pop("answers")}]
+            responses += [response for one in answered for response in one["responses"]]
+            counts["answers"] += sum(len(response["answers"]) for response in responses[1:])
+            counts["answers_cut"] += sum(sum(response.get("cut", [])) for response in responses)
+            counts["rows_with_equal_answers"] += len({tuple(one["answers"]) for one in responses}) < len(responses)
+            if row["id"] not in out.done:
+                out.write(row | {"responses": responses})       # other keys of the prompt row travel along
+        for file in opened:
+            file.close()
+    report(settings, [response["source"] for response in responses], counts)
+
+
+def report(settings, sources, counts):
+    """Say what has been made, and what is wrong with it; the counts go to the meta file, too."""
+    with storage.open_input(f"{settings.out}.meta.json") as file:
+        storage.write_json(f"{settings.out}.meta.json", json.load(file) | {"generated": dict(counts)})
+    ranking = " > ".join(sources) if settings.strategy != "self" else "not known: verify.py makes it"
+    print(f"{settings.out}: K = {len(sources)} answers for every prompt, the initial ranking is {ranking}")
+    # Equal answers are two levels in name only. Sampling below temperature 1 and short answers make many.
+    if counts["rows_with_equal_answers"]:
+        print(f"{counts['rows_with_equal_answers']} rows hold equal answers; verify.py --keep passes over them")
+    # A cut answer has no end. Scored as if it had one, it would teach to stop in the middle of a sentence.
+    if counts["answers_cut"]:
+        print(f"{counts['answers_cut']} of {counts['answers']} answers were cut at --max-new-tokens "
+              f"{settings.max_new_tokens}; their rows mark them as \"cut\", and train.py does not score their end")
 
 
 if __name__ == "__main__":

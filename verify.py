@@ -45,7 +45,7 @@ from tqdm import tqdm
 from amp_min import autocheck, chunks, records
 from amp_min.support import storage
 from amp_min.support.hub import choose_device
-from amp_min.support.script import BadRow, UserError, command_line, run
+from amp_min.support.script import BadRow, UserError, arg, command_line, run
 
 MOST_FEATURES = 50_000       # texts whose features are kept for later rows: 150 MB at 768 numbers each
 
@@ -64,6 +64,8 @@ class Settings:
                                                               "places (not in the paper)"})
     rows_at_once: int = field(default=256, metadata={"help": "rows parsed and encoded together; more is faster and "
                                                              "takes more memory, the result is the same", "min": 1})
+    keep: int = arg(0, "keep this many different generated answers, evenly spaced over the ranking; 0 keeps all", min=0)
+    standard: bool = arg(True, "keep the standard answer as the best level; --no-standard: it only serves the ranking")
     skip_bad: bool = field(default=False, metadata={"help": "drop and count rows that cannot be used"})
     resume: bool = field(default=False, metadata={"help": "go on with OUT.part of an interrupted run"})
 
@@ -74,6 +76,8 @@ def main(argv=None):
         raise UserError(f"--threshold {settings.threshold}: a cosine lies between -1 and 1; give -1 <= threshold < 1")
     if settings.method == "whole" and (settings.symmetric or settings.attributes):
         raise UserError("--method whole compares no chunks: leave out --symmetric and --attributes")
+    if not settings.standard and settings.keep == 1:
+        raise UserError("--keep 1 --no-standard leaves one answer and nothing to compare it with; keep 2 or more")
     if settings.rows_at_once < 1:
         raise UserError(f"--rows-at-once {settings.rows_at_once}: give 1 or more")
     print("settings:", asdict(settings))
@@ -90,7 +94,9 @@ def main(argv=None):
                 parsed = parse_answers(nlp, block)
                 long_texts += add_features(encoder, features, block, parsed, settings.method)
                 for row in block:
-                    out.write(ranked(row, parsed, features, settings))
+                    row = ranked(row, parsed, features, settings)
+                    if row := selected(row, settings.keep, settings.standard, out.dropped):
+                        out.write(row)
                 bar.update(len(block))
     report(settings.out, out.written, time.perf_counter() - started, long_texts)
 
@@ -152,6 +158,25 @@ def ranked(row, parsed, features, settings):
         responses.append(response | {"accuracy": accuracy, "score": score, "evidence": evidence})
     order = [0] + [1 + i for i in autocheck.rank([(r["accuracy"], r["score"]) for r in responses[1:]])]
     return row | {"responses": [responses[i] for i in order], "initial_order": order}
+
+
+def selected(row, keep, standard, dropped):
+    """The levels of a ranked row that are asked for; None, counted in `dropped`, for a row that has too few.
+
+    Equal answers are one level: only the best placed of them is kept.
+    """
+    best, *generated = range(len(row["responses"]))
+    if keep:
+        first = {tuple(row["responses"][k]["answers"]): k for k in reversed(generated)}
+        generated = sorted(first.values())
+        if len(generated) < keep:
+            dropped[f"fewer than {keep} different generated answers"] += 1
+            return None
+        generated = [generated[i] for i in autocheck.spaced(len(generated), keep)]
+    kept = [best] * standard + generated
+    order = [row["initial_order"][k] for k in kept]
+    return row | {"responses": [row["responses"][k] for k in kept],
+                  "initial_order": [sorted(order).index(place) for place in order]}   # places among those kept
 
 
 def report(path, written, seconds, long_texts):

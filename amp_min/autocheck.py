@@ -76,6 +76,11 @@ def rank(scores):
     return sorted(range(len(scores)), key=lambda i: (-scores[i][0], -scores[i][1]))
 
 
+def spaced(n, K):
+    """K of n ranks, evenly: the first, the last, and those between in equal steps (rounded down). K = 1: the first."""
+    return [i * (n - 1) // max(1, K - 1) for i in range(K)]
+
+
 # ---- one answer against the standard one ----------------------------------------------------------------------------
 
 def levels(standard, generated, method="chunks"):

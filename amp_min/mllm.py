@@ -1,4 +1,4 @@
-"""A LLaVA-family checkpoint as this project uses it: load, look at pictures, build the prompt, answer.
+"""A LLaVA-family checkpoint as this project uses it: load, look at pictures, build the prompt.
 
 Everything works on ordinary Hugging Face folders (or hub ids) with a processor, so a tiny LLaVA made here and
 llava-hf/llava-1.5-7b-hf are interchangeable.  A picture becomes P "image tokens" (P = 576 for LLaVA-1.5; D is the
@@ -16,14 +16,13 @@ from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoProcessor,
-    GenerationConfig,
     LlavaForConditionalGeneration,
-    RepetitionPenaltyLogitsProcessor,
 )
 
 from amp_min import lora
 from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens  # noqa: F401  callers know them by this module
 from amp_min.support.hub import pretrained
+from amp_min.support.memory import image_tokens_of
 from amp_min.support.pictures import open_image
 from amp_min.support.script import UserError
 
@@ -77,16 +76,6 @@ def load(name, dtype=torch.float32, device="cpu"):
     for problem in [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]:
         raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
     return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(config)))
-
-
-def image_tokens_of(config):
-    """P from the config: the patches that fit into the picture, and CLIP's class token; "default" drops the first of all.
-
-    576 for LLaVA-1.5 (CLIP, 336 / 14, default), 729 for interleave (SigLIP has no class token, 384 // 14 = 27, full).
-    """
-    vision = config.vision_config
-    seen = (vision.image_size // vision.patch_size) ** 2 + (vision.model_type == "clip_vision_model")
-    return seen - (config.vision_feature_select_strategy == "default")
 
 
 def check(m):
@@ -160,52 +149,3 @@ def embed(m, input_ids, features):
     projected = m.model.model.multi_modal_projector(features).to(words.dtype)               # (B, P, D)
     places = (input_ids == m.image_token_id).unsqueeze(-1).expand_as(words)                 # (B, T, D)
     return words.masked_scatter(places, projected)
-
-
-# ---- answering --------------------------------------------------------------------------------------------------
-
-@torch.no_grad()
-def answer(m, features, questions, answers, decoding):
-    """Answer the open question of B conversations: list of B strings.
-
-    features (B, P, D_vision); questions, answers: B lists, one answer fewer than questions.  decoding: for transformers'
-    `generate`; a repetition penalty is on the answer's own words.  Special tokens cannot be said: training would stop on them.
-    """
-    prompts = [encode(m, q, a)[0] for q, a in zip(questions, answers, strict=True)]
-    T, limit = max(map(len, prompts)), m.model.config.text_config.max_position_embeddings
-    if T >= limit:
-        begin = questions[[len(p) for p in prompts].index(T)][0][:60]
-        raise UserError(f"{m.name}: reads {limit} tokens, the conversation {begin!r} has {T}; shorten it (image tokens are never cut)")
-    pad = m.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (T - len(p)) + p for p in prompts], device=m.device)        # (B, T), padded on the left
-    mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], device=m.device)
-    silent = [i for i in m.tokenizer.all_special_ids if i != m.tokenizer.eos_token_id]
-    # Handed to generate as a number, the penalty would spare the first words of an answer, one for each padding token.
-    penalty = [RepetitionPenaltyLogitsProcessor(float(decoding.get("repetition_penalty", 1.0)))]
-    decoding = {key: value for key, value in decoding.items() if key != "repetition_penalty"}
-    own, m.model.generation_config = m.model.generation_config, GenerationConfig()          # "greedy" is greedy, whatever a checkpoint brings
-    try:
-        out = m.model.generate(inputs_embeds=embed(m, ids, features.to(m.device)), attention_mask=mask, suppress_tokens=silent,
-                               logits_processor=penalty, pad_token_id=pad, eos_token_id=m.tokenizer.eos_token_id, **decoding)
-    finally:
-        m.model.generation_config = own
-    return [text.strip() for text in m.tokenizer.batch_decode(out, skip_special_tokens=True)]
-
-
-def converse(m, see, questions, decoding, batch, desc):
-    """Hold a conversation per row, round by round, each on the model's own earlier answers: N lists of answers.
-
-    see: row numbers -> features, from `image_features`; questions: N lists; batch: conversations answered together.
-    """
-    said = [[] for _ in questions]
-    with tqdm(total=sum(map(len, questions)), desc=desc, unit="answer", disable=None) as bar:
-        for turn in range(max(map(len, questions))):
-            waiting = [i for i, asked in enumerate(questions) if len(asked) > turn]
-            waiting.sort(key=lambda i: len(" ".join(questions[i][:turn + 1] + said[i])))     # equally long together: less padding
-            for start in range(0, len(waiting), batch):
-                rows = waiting[start:start + batch]
-                texts = answer(m, see(rows), [questions[i][:turn + 1] for i in rows], [said[i] for i in rows], decoding)
-                for i, text in zip(rows, texts):
-                    said[i].append(text)
-                bar.update(len(rows))
-    return said

@@ -39,7 +39,7 @@ def family(tiny_world, tmp_path_factory):
     """A folder with clip/, llava-2b/ and llava-7b/, trained until they speak in sentences, if wrong ones.  Read only."""
     from amp_min.pretrain import __main__ as pretrain
     out = tmp_path_factory.mktemp("family")
-    pretrain.main(["--world", str(tiny_world), "--out", str(out), "--clip-steps", "2", "--steps", "25", "--batch", "8",
+    pretrain.main(["--world", str(tiny_world), "--out", str(out), "--clip-steps", "2", "--steps", "25", "--careless-steps", "5", "--batch", "8",
                    "--family", "llava-2b", "llava-7b"])
     return out
 

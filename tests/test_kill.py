@@ -37,7 +37,7 @@ def commands(world, family, work):
         "world": ("amp_min.world", ["--out", work / "world/w", "--train", 20, "--closeups", 8, "--finetune", 8, "--preference", 8,
                                     "--captions", 4, "--dialogues", 8]),
         "pretrain": ("amp_min.pretrain", ["--out", work / "pretrain", "--world", world, "--family", "llava-2b", "llava-7b",
-                                          "--clip-steps", 2, "--steps", 3, "--batch", 4]),
+                                          "--clip-steps", 2, "--steps", 3, "--careless-steps", 1, "--batch", 4]),
         "generate": ("generate", [*prompts, "--models", family / "llava-7b", family / "llava-2b", "--out", work / "generate/candidates.jsonl"]),
         "verify": ("verify", ["--candidates", work / "inputs/candidates.jsonl", "--encoder", family / "clip", "--rows-at-once", 1,
                               "--out", work / "verify/preferences.jsonl"]),

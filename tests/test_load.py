@@ -49,10 +49,10 @@ for chosen in packing.batches(lengths, 16, seed="0 0")[:200]:
 }
 MEASURE = """
 import sys, time
-from amp_min.bench import stopwatch
+from amp_min.bench import measure
 rows, out, models = sys.argv[1:]
 {code}
-print(stopwatch.resident("VmHWM"), time.process_time())         # not ru_maxrss, which begins with the parent's
+print(measure.resident("VmHWM"), time.process_time())         # not ru_maxrss, which begins with the parent's
 """
 
 

@@ -35,7 +35,7 @@ def settings(**kwargs):
 def estimate(config, width, **kwargs):
     model = memory.skeleton(config)
     train.choose_trained(model, settings(**kwargs))
-    return memory.estimate(model, settings(**kwargs), width, mllm.image_tokens_of(config))
+    return memory.estimate(model, settings(**kwargs), width, memory.image_tokens_of(config))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def llava_7b():
 def test_llava_7b_has_the_known_size(llava_7b):
     """7.06 B parameters, of which rank 64 adapts 160 M; 576 image tokens."""
     plain, adapted = llava_7b
-    assert plain.num_parameters() == 7_063_427_072 and mllm.image_tokens_of(LLAVA_7B) == 576
+    assert plain.num_parameters() == 7_063_427_072 and memory.image_tokens_of(LLAVA_7B) == 576
     parts = memory.estimate(adapted, settings(lora_rank=64, micro_batch=1), 2, 576)
     assert parts["weights"] == 7_063_427_072 * 2 and parts["adapters"] == 159_907_840 * 4
     assert parts["gradients"] == parts["adapters"] and parts["optimizer"] == 2 * parts["adapters"]

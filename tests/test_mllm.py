@@ -20,7 +20,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from amp_min import mllm, packing
+from amp_min import decoding, mllm, packing
 from amp_min.pretrain import __main__ as pretrain
 from amp_min.support import hub, pictures
 from amp_min.support.script import UserError
@@ -133,64 +133,6 @@ def test_logps_equal_those_of_transformers(m, n, features, tiny_world):
         found = packing.set_logps(m, packing.pack([packing.token_set([(ids, rounds)])], 0), features[:1])
     assert found.shape == (1, 1)
     torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-5)
-
-
-def test_greedy_answers_are_the_likeliest_words_of_encode(m, features):
-    """Scored with encode, every word of a greedy answer is the one that the model found most likely there."""
-    said = mllm.answer(m, features[:1], [QUESTIONS[:2]], [ANSWERS[:1]], dict(do_sample=False, max_new_tokens=20))[0]
-    ids, rounds = mllm.encode(m, QUESTIONS[:2], [ANSWERS[0], said])
-    silent = [i for i in m.tokenizer.all_special_ids if i != m.tokenizer.eos_token_id]
-    with torch.no_grad():
-        hidden = m.model.model.language_model(inputs_embeds=mllm.embed(m, torch.tensor([ids]), features[:1])).last_hidden_state
-        logits = m.model.lm_head(hidden)[0]                                                  # (T, V)
-    logits[:, silent] = float("-inf")
-    likeliest = logits.argmax(-1).tolist()
-    answer = [t for t in range(len(ids)) if rounds[t] == 2]
-    assert len(answer) > 3
-    # The last token, eos, is what `encode` adds when the answer ran into its limit: 20 new tokens.
-    checked = answer if len(answer) <= 20 else answer[:-1]
-    assert [likeliest[t - 1] for t in checked] == [ids[t] for t in checked]
-
-
-# ---- answer ----
-
-MIXED = ([QUESTIONS[1:2], QUESTIONS[:3], ["Is there a dog in the image?"], QUESTIONS[:2]], [[], ANSWERS[:2], [], ANSWERS[:1]])
-
-
-@pytest.mark.parametrize("decoding", [dict(num_beams=1), dict(repetition_penalty=3.0), dict(num_beams=3), dict(num_beams=3, repetition_penalty=1.1)])
-def test_padding_changes_no_answer(small_model, features, decoding):
-    decoding = dict(do_sample=False, max_new_tokens=16) | decoding
-    together = mllm.answer(small_model, features, *MIXED, decoding)
-    alone = [mllm.answer(small_model, features[i:i + 1], [q], [a], decoding)[0] for i, (q, a) in enumerate(zip(*MIXED))]
-    assert together == alone and any(together) and len({len(mllm.encode(small_model, q, a)[0]) for q, a in zip(*MIXED)}) > 2
-
-
-def test_converse_goes_on_from_its_own_answers(small_model, features):
-    see = lambda rows: features[rows]
-    questions, decoding = [QUESTIONS[:2], QUESTIONS[:1], QUESTIONS[:3]], dict(do_sample=False, max_new_tokens=12)
-    said = mllm.converse(small_model, see, questions, decoding, batch=2, desc="test")
-    assert [len(texts) for texts in said] == [2, 1, 3]
-    for i, (asked, texts) in enumerate(zip(questions, said)):
-        for turn in range(len(asked)):
-            assert mllm.answer(small_model, features[i:i + 1], [asked[:turn + 1]], [texts[:turn]], decoding) == [texts[turn]]
-
-
-def test_special_tokens_are_never_said(small_model, features):
-    """Even by a model whose head likes nothing better; and its answers can be scored."""
-    eager = copy.deepcopy(small_model.model)
-    head = torch.nn.Linear(eager.lm_head.in_features, eager.lm_head.out_features)
-    with torch.no_grad():
-        head.weight.copy_(small_model.model.lm_head.weight)
-        head.bias.zero_()
-        head.bias[[i for i in small_model.tokenizer.all_special_ids if i != small_model.tokenizer.eos_token_id]] = 100.0
-        head.bias[small_model.tokenizer.eos_token_id] = -100.0
-    eager.lm_head = head
-    loud = mllm.Mllm("loud", eager, small_model.processor, small_model.image_token_id, P)
-    for seed, decoding in enumerate([dict(do_sample=False), dict(do_sample=False, num_beams=2)] + [dict(do_sample=True, top_k=0, temperature=3.0)] * 3):
-        torch.manual_seed(seed)
-        for said in mllm.answer(loud, features, *MIXED, decoding | dict(max_new_tokens=10)):
-            # batch_decode leaves special tokens out, so an answer of special tokens alone would be empty.
-            assert len(mllm.tokens(loud, said)) > 5 and "<" not in said
 
 
 # ---- pictures ----
@@ -389,10 +331,4 @@ def test_interleave_is_scored_like_transformers_does(interleave, tiny_world):
         features = mllm.encode_images(m, mllm.pixels(m, [picture]))
         found = packing.set_logps(m, packing.pack([packing.token_set([(ids, rounds)])], 0), features)
     torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=1e-5)
-    assert len(mllm.answer(m, features, [QUESTIONS[:1]], [[]], dict(do_sample=False, max_new_tokens=5))) == 1
-
-
-def test_a_conversation_that_does_not_fit_is_refused_by_name(interleave):
-    m = mllm.load(interleave)
-    with pytest.raises(UserError, match=r"reads 200 tokens, the conversation 'Is there a dog.*' has 3\d\d; .*never cut"):
-        mllm.answer(m, torch.zeros(2, 9, 16), [QUESTIONS[:1], ["Is there a dog? " * 60]], [[], []], dict(max_new_tokens=5))
+    assert len(decoding.answer(m, features, [QUESTIONS[:1]], [[]], dict(do_sample=False, max_new_tokens=5))[0]) == 1

@@ -15,7 +15,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from amp_min import attention, losses, mllm, packing
+from amp_min import losses, mllm, packing
 
 torch.set_num_threads(1)
 PAD, IMAGE, WORDS, P, VISION = 0, 49, 49, 4, 16     # ids 1 … 48 are words; P image tokens of VISION features each
@@ -87,24 +87,22 @@ def both(m, sets, step=0.0):
 # ---- equal to separate sequences ----
 
 @contextmanager
-def in_pieces(m, dense_below):
-    """Inside, set_logps takes attention.py's way: short batches with the mask, those of dense_below tokens and more without."""
-    decoder, before = m.model.model.language_model, attention.DENSE_BELOW
+def prefix_sharing(m):
+    """Inside, attention is two calls over parts of the mask; outside, one over the whole mask."""
+    decoder = m.model.model.language_model
     packing.speed_up(m)
-    assert decoder.config._attn_implementation == attention.NAME
-    attention.DENSE_BELOW = dense_below
+    assert decoder.config._attn_implementation == packing.PREFIX_SHARING
     try:
         yield
     finally:
-        attention.DENSE_BELOW = before
         decoder.set_attn_implementation("sdpa")
 
 
-WAYS = {"mask": None, "pieces": 0, "mask and last layer's tail": 10_000}
+WAYS = {"whole mask": nullcontext, "prefix sharing": prefix_sharing}
 
 
-def agree(sets, step=0.0, way="mask"):
-    with nullcontext() if WAYS[way] is None else in_pieces(M64, WAYS[way]):
+def agree(sets, step=0.0, way="whole mask"):
+    with WAYS[way](M64):
         packed, _ = both(M64, sets, step)
     _, separate = both(M64, sets, step)
     assert packed.shape == separate.shape == (len(sets), len(sets[0]))
@@ -186,48 +184,30 @@ def test_every_attention_of_transformers_that_runs_here_gives_the_same():
     torch.testing.assert_close(eager, separate, rtol=0, atol=1e-4)
 
 
-def test_pieces_with_gradient_checkpointing_and_in_float32():
-    m, sets = make(torch.float32), [list(map(encoding, SPECIAL["first round in common"])), [encoding([(Q, [3] * k)]) for k in (2, 5)]]
+def test_prefix_sharing_with_gradient_checkpointing_and_in_float32():
+    m = make(torch.float32)
+    sets = [list(map(encoding, SPECIAL["first round in common"])), [encoding([(Q, [3] * k)]) for k in (2, 5)]]
     separate = both(m, sets)[1]
     want = grads(m, separate.sum())
     m.model.gradient_checkpointing_enable({"use_reentrant": False})
     m.model.train()
-    with in_pieces(m, 0):
+    with prefix_sharing(m):
         packed = both(m, sets)[0]
-    torch.testing.assert_close(packed, separate, rtol=0, atol=1e-4)
-    with in_pieces(m, 0):                                         # the backward pass runs the layers once more
+        torch.testing.assert_close(packed, separate, rtol=0, atol=1e-4)
         torch.testing.assert_close(grads(m, packed.sum()), want, rtol=1e-3, atol=1e-4)
 
 
-def test_checkpointing_keeps_nothing_inside_the_layers():
-    """What a hook inside a checkpointed layer keeps, checkpointing cannot drop: with it on, `pieces` uses no hook of its own."""
-    kept, hooks = [], torch.autograd.graph.saved_tensors_hooks
-    m, sets = make(torch.float32), [[encoding([(Q, [3] * k)]) for k in (2, 5)]]
-    m.model.gradient_checkpointing_enable({"use_reentrant": False})
-    m.model.train()
-    for layers_checkpoint in (True, False):
-        with pytest.MonkeyPatch.context() as patch, in_pieces(m, 0):
-            patch.setattr(packing.attention.torch.autograd.graph, "saved_tensors_hooks", lambda *a: kept.append(a) or hooks(*a))
-            for layer in m.model.model.language_model.layers:
-                layer.gradient_checkpointing = layers_checkpoint
-            batch = packing.pack([packing.token_set(some) for some in sets], PAD)
-            packing.set_logps(m, batch, pictures(1, torch.float32))
-        own = [a for a in kept if a[0].__module__ == packing.attention.__name__]
-        assert bool(own) == (not layers_checkpoint)
-        kept.clear()
-
-
-def test_pieces_never_score_more_than_they_must(monkeypatch):
-    """Scores computed in each layer: the prefix and each answer back to its beginning, and no query of the prefix at the end."""
+def test_prefix_sharing_computes_no_score_between_answers(monkeypatch):
+    """In each layer: the prefix with itself, and every answer with the prefix and itself."""
     seen, K, n = [], 3, 5
     attention = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
-                        lambda q, k, v, *rest, **more: seen.append((q.shape[2], k.shape[2])) or attention(q, k, v, *rest, **more))
-    with in_pieces(M64, 0):
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v, *rest, **more: seen.append(
+        (len(q), q.shape[2], k.shape[2])) or attention(q, k, v, *rest, **more))
+    with prefix_sharing(M64):
         tokens = packing.token_set([encoding([(Q, [10 + k] * n)]) for k in range(K)])
         packing.set_logps(M64, packing.pack([tokens], PAD), pictures(1, torch.float64))
     p = len(tokens.ids[0])
-    assert seen == [(p, p)] + [(n, p + n)] * K + [(1, p)] + [(n, p + n)] * K
+    assert seen == [(1, p, p), (K, n, p + n)] * 2
 
 
 # ---- answers do not see each other; padding does not matter ----
@@ -246,19 +226,17 @@ def test_changing_one_answer_changes_no_other_exactly(answers, rng):
 
 def test_no_gradient_from_one_answer_to_another():
     tokens = packing.token_set([encoding([(Q, [3, 4, 5])]), encoding([(Q, [6, 7])]), encoding([(Q, [8])])])
-    batch, prefix = packing.pack([tokens], PAD), len(tokens.ids[0])
+    batch, T, N = packing.pack([tokens], PAD), len(tokens.ids[0]), 3
     seen = []
     hook = M64.model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True)
     packed = packing.set_logps(M64, batch, pictures(1, torch.float64))
     hook.remove()
-    for k in range(3):
-        (grad,) = torch.autograd.grad(packed[0, k], seen[0], retain_graph=True)               # (1,T,D)
-        touched = grad[0].abs().sum(-1) > 0                                                   # (T,)
-        own = batch.segment[0] == k + 1
-        assert touched[:prefix].all()
-        assert not touched[~own & (batch.segment[0] != 0)].any()
-        assert touched[own].sum() == own.sum() - 1                # the last token of an answer predicts nothing
+    for k, n in enumerate((3, 2, 1)):
+        (grad,) = torch.autograd.grad(packed[0, k], seen[0], retain_graph=True)               # (1,T+K*N,D)
+        touched = (grad[0].abs().sum(-1) > 0).nonzero().flatten().tolist()
+        own = [T + k * N + i for i in range(n - 1)]              # the last token of an answer predicts nothing
+        assert touched == [*range(T), *own]
 
 
 def test_padding_changes_nothing_and_makes_no_nan():
@@ -274,22 +252,20 @@ def test_padding_changes_nothing_and_makes_no_nan():
 
 # ---- the mask ----
 
-def naive_mask(segment):
-    B, T = len(segment), len(segment[0])
-    return torch.tensor([[[[k <= q and segment[b][k] in (0, segment[b][q]) for k in range(T)] for q in range(T)]]
-                         for b in range(B)])
-
-
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=5), min_size=1, max_size=3), st.integers(1, 4))
-def test_mask_equals_the_triple_loop(lengths, prefix):
-    T = max(prefix + sum(row) for row in lengths)
-    segment = [[0] * prefix + [k for k, n in enumerate(row, start=1) for _ in range(n)] for row in lengths]
-    segment = [row + [-1] * (T - len(row)) for row in segment]
-    got = packing.mask(torch.tensor(segment))
-    assert got.shape == (len(lengths), 1, T, T) and got.dtype == torch.bool
-    assert torch.equal(got, naive_mask(segment))
-    assert got[..., 0].all()                                      # nobody sees nothing
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 3), st.integers(1, 4))
+def test_mask_equals_the_triple_loop(prefixes, K, N):
+    """And the part that prefix sharing takes is a part of it."""
+    T = max(prefixes)
+    batch = packing.Batch(torch.zeros(len(prefixes), T), None, torch.tensor(prefixes), torch.zeros(len(prefixes), K, N), None)
+    got, segment = packing.mask(batch), [0] * T + [k for k in range(1, K + 1) for _ in range(N)]
+    L = len(segment)
+    want = [[[[k <= q and (segment[k] == segment[q] or k < prefix) for k in range(L)] for q in range(L)]]
+            for prefix in prefixes]
+    assert torch.equal(got, torch.tensor(want)) and got[..., 0].all()          # nobody sees nothing
+    for k in range(K):
+        own = slice(T + k * N, T + (k + 1) * N)
+        assert torch.equal(packing.answers_mask(batch), torch.cat([got[:, :, own, :T], got[:, :, own, own]], dim=-1))
 
 
 def test_the_picture_in_the_docstring_is_the_mask():
@@ -298,22 +274,9 @@ def test_the_picture_in_the_docstring_is_the_mask():
     drawn = torch.tensor([[cell == "#" for cell in row[2].split()] for row in rows])
     I, p = [IMAGE] * 2, [5, 6]
     tokens = packing.token_set([(I + p + [8, 8], [0] * 4 + [1] * 2), (I + p + [9] * 3, [0] * 4 + [1] * 3)])
-    longer = packing.token_set([(I + p + [8, 8, 8], [0] * 4 + [1] * 3), (I + p + [9] * 3, [0] * 4 + [1] * 3)])
-    batch = packing.pack([tokens, longer], PAD)
-    assert torch.equal(packing.mask(batch.segment)[0, 0], drawn)
-    assert batch.position_ids[0].tolist() == [int(row[1]) for row in rows]
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_block_mask_is_the_mask():
-    """FlexAttention, not compiled, in float64 against attention with the dense mask; T is no multiple of a block."""
-    from torch.nn.attention.flex_attention import flex_attention
-    segment = torch.zeros(2, 150, dtype=torch.long)
-    segment[:, 60:100], segment[:, 100:], segment[1, 140:] = 1, 2, -1
-    q, k, v = torch.randn(3, 2, 2, 150, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=packing.mask(segment))
-    got = flex_attention(q, k, v, block_mask=packing.block_mask(segment))
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    batch = packing.pack([tokens], PAD)
+    assert torch.equal(packing.mask(batch)[0, 0], drawn)
+    assert packing.flat(batch)[1][0].tolist() == [int(row[1]) for row in rows]
 
 
 # ---- token_set and pack ----
@@ -325,14 +288,13 @@ def test_token_set_by_hand():
     assert tokens.weights == [[0, 0, 0, 1], [1, 0, 1.5], [1, 0, 1.5, 1.5]]
     assert packing.length(tokens) == 11
     batch = packing.pack([tokens], PAD)
-    assert batch.input_ids.tolist() == [[1, 49, 5, 3, 4, 6, 7, 9, 6, 8, 8]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7]]
-    assert batch.segment.tolist() == [[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]]
-    scored = list(zip(*(part.tolist() for part in (batch.predictor, batch.targets, batch.weights, batch.owner))))
-    assert scored == [(2, 3, 1, 0), (2, 3, 1, 1),                 # the shared answer word 3: once for each answer
-                      (3, 4, 1, 0), (5, 7, 1.5, 0),               # 3 ends the prefix and predicts 4 …
-                      (3, 9, 1, 1), (8, 8, 1.5, 1), (9, 8, 1.5, 1)]                            # … and 9
-    assert batch.counts.tolist() == [[3, 4]]
+    assert batch.prefix_ids.tolist() == [[1, 49, 5, 3]] and batch.prefix_length.tolist() == [4]
+    assert batch.answer_ids.tolist() == [[[4, 6, 7, PAD], [9, 6, 8, 8]]]
+    assert batch.answer_weights.tolist() == [[[1, 0, 1.5, 0], [1, 0, 1.5, 1.5]]]
+    ids, positions = packing.flat(batch)
+    assert ids.tolist() == [[1, 49, 5, 3, 4, 6, 7, PAD, 9, 6, 8, 8]]
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]]
+    assert batch.counts.tolist() == [[3, 4]]                      # the shared answer word 3 counts for both
 
 
 def test_a_token_is_shared_only_with_its_role():
@@ -344,18 +306,18 @@ def test_a_token_is_shared_only_with_its_role():
 @given(batch_of_encodings())
 def test_pack_keeps_every_conversation(sets):
     token_sets = [packing.token_set(encodings) for encodings in sets]
-    batch, K = packing.pack(token_sets, PAD), len(sets[0])
+    batch, T = packing.pack(token_sets, PAD), max(len(tokens.ids[0]) for tokens in token_sets)
+    N = batch.answer_ids.shape[2]
+    all_ids, positions = packing.flat(batch)
+    weights = torch.cat([batch.prefix_weights, batch.answer_weights.flatten(1)], dim=1)
     for b, encodings in enumerate(sets):
+        prefix = len(token_sets[b].ids[0])
         for k, (ids, rounds) in enumerate(encodings):
-            mine = (batch.segment[b] == 0) | (batch.segment[b] == k + 1)
-            assert batch.input_ids[b, mine].tolist() == ids
-            assert batch.position_ids[b, mine].tolist() == list(range(len(ids)))
-            owned = batch.owner == b * K + k
-            assert batch.targets[owned].tolist() == [token for token, number in zip(ids, rounds) if number]
-            assert batch.counts[b, k] == owned.sum() == sum(map(bool, rounds))
-        padding = batch.segment[b] == -1
-        assert padding.sum() == batch.input_ids.shape[1] - packing.length(token_sets[b])
-        assert (batch.input_ids[b, padding] == PAD).all()
+            mine = [*range(prefix), *range(T + k * N, T + k * N + len(ids) - prefix)]
+            assert all_ids[b, mine].tolist() == ids
+            assert positions[b, mine].tolist() == list(range(len(ids)))
+            assert weights[b, mine].tolist() == [float(number > 0) for number in rounds]
+            assert batch.counts[b, k] == sum(map(bool, rounds))
 
 
 def test_bad_sets_are_refused():

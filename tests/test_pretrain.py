@@ -43,7 +43,7 @@ def test_clip_is_an_encoder_for_the_auto_check(family):
 
 def test_every_text_of_the_world_is_read_back(family, tiny_world):
     tokenizer = mllm.load(family / "llava-2b").tokenizer
-    for name in "train/captions", "train/prompts", "closeups/captions":
+    for name in "train/captions", "train/prompts", "train/careless", "closeups/captions", "closeups/prompts":
         for row in records.read(tiny_world / f"{name}.jsonl", "prompt"):
             for text in row["questions"] + row["answers"]:
                 ids = tokenizer(text)["input_ids"]
@@ -52,7 +52,7 @@ def test_every_text_of_the_world_is_read_back(family, tiny_world):
 
 
 def test_same_seed_same_bytes(tiny_world, tmp_path):
-    flags = ["--world", str(tiny_world), "--clip-steps", "2", "--steps", "2", "--batch", "4", "--family", "llava-2b", "--out"]
+    flags = ["--world", str(tiny_world), "--clip-steps", "2", "--steps", "2", "--careless-steps", "1", "--batch", "4", "--family", "llava-2b", "--out"]
     for name, seed in ("one", "0"), ("two", "0"), ("other", "1"):
         pretrain.main([*flags, str(tmp_path / name), "--seed", seed])
     for model in "clip", "llava-2b":
@@ -72,7 +72,7 @@ def test_increments_start_from_the_base_and_differ(family, tiny_world, tmp_path)
 
 
 def test_resume_skips_what_is_complete(tiny_world, tmp_path, monkeypatch):
-    flags = ["--world", str(tiny_world), "--out", str(tmp_path), "--clip-steps", "1", "--steps", "1", "--batch", "4", "--family", "llava-2b"]
+    flags = ["--world", str(tiny_world), "--out", str(tmp_path), "--clip-steps", "1", "--steps", "1", "--careless-steps", "0", "--batch", "4", "--family", "llava-2b"]
     pretrain.main(flags)
     kept = (tmp_path / "clip/model.safetensors").stat().st_ino
     trained, supervised = [], pretrain.supervised

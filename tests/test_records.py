@@ -708,8 +708,8 @@ def test_start_up_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("flag, value, wanted", [("batch", "0", "at least 1"), ("lr", "nan", "more than 0 and at most 1e\\+38"), ("lr", "1e39", "at most 1e\\+38"),
-                                                 ("epochs", "0", "more than 0"), ("levels", "-1", "at least 0"), ("warmup", "2", "at most 1")])
+@pytest.mark.parametrize("flag, value, wanted", [("batch-size", "0", "at least 1"), ("lr", "nan", "more than 0 and at most 1e\\+38"), ("lr", "1e39", "at most 1e\\+38"),
+                                                 ("epochs", "0", "more than 0"), ("levels", "-1", "at least 0"), ("warmup-ratio", "2", "at most 1")])
 def test_numbers_out_of_bounds_are_refused(flag, value, wanted):
     import train
     with pytest.raises(UserError, match=f"^--{flag} .*: give a number, .*{wanted}$"):

@@ -1,16 +1,19 @@
 """train.py in process: the same bytes again, gradients that do not depend on how a step is cut, and what is refused."""
+import inspect
 import json
 import math
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import train
-from amp_min import lora, mllm, records, reference
-from amp_min.support import storage
+from amp_min import lora, mllm, preferences, prompt, records, reference
+from amp_min.support import checkpoint
 from amp_min.support.script import UserError
 
 K, ROWS = 3, 10
@@ -121,7 +124,8 @@ def test_the_memory_estimate_comes_before_the_weights(run, family, capsys, monke
 def test_bf16_is_close_to_fp32(run):
     for name, flags in ("full", []), ("lora", ["--lora-rank", "4"]):
         for loss in "sft", "mdpo":
-            logs = [run(f"{name}-{loss}-{dtype}", "--loss", loss, "--epochs", "1", "--lr", "1e-4", "--dtype", dtype, *flags)[1]
+            logs = [run(f"{name}-{loss}-{dtype}", "--loss", loss, "--penalty", "0", "--epochs", "1",
+                        "--lr", "1e-4", "--dtype", dtype, *flags)[1]
                     for dtype in ("fp32", "bf16")]
             for exact, rounded in zip(*logs, strict=True):
                 assert rounded["logp"] == pytest.approx(exact["logp"], rel=0.02), (name, loss)
@@ -136,15 +140,15 @@ def test_adapters_are_all_that_moves_and_all_that_is_saved(run, family, tiny_wor
     assert (out / "adapter_model.safetensors").is_file() and (out / "adapter_config.json").is_file()
     assert not (out / "model.safetensors").exists()
     settings = train.Settings(model=str(family / "llava-2b"), preferences=str(out.parent / "preferences.jsonl"), out=str(out.parent / "by-hand"),
-                              image_root=str(tiny_world / "preference"), lora_rank=4, lr=1e-2, batch=4, epochs=1)
+                              image_root=str(tiny_world / "preference"), lora_rank=4, lr=1e-2, batch_size=4, epochs=1)
     m, trained, autocast = train.load_policy(settings)
     assert all(name.endswith((".A", ".B")) for name in trained)
     before = {name: p.clone() for name, p in m.model.named_parameters()}
-    sets, ids, paths, rewards = train.read_sets(m, settings)
-    see = mllm.image_features(m, paths)
-    ref = reference.logps(m, sets, ids, see, paths, autocast, settings)
+    data = preferences.read(m, settings)
+    data.features = mllm.image_features(m, data.images)
+    data.reference = reference.logps(m, data, autocast, "by hand", settings)
     (out.parent / "by-hand").mkdir()
-    train.train(m, trained, autocast, sets, ids, see, ref, rewards, "all", settings, out.parent / "by-hand")
+    train.train(m, trained, autocast, data, "all", settings, out.parent / "by-hand")
     moved = {name for name, p in m.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(trained)
     adapted = lora.load(mllm.load(family / "llava-2b").model, out)
@@ -161,14 +165,14 @@ class Stop(Exception):
 
 def interrupted(run, monkeypatch, at, *flags):
     """Start a run and let it break off after step `at`, as by Ctrl-C (test_pipeline.py kills one with SIGKILL)."""
-    write_line = train.checkpoint.log_line
+    write_line = train.log_line
 
     def log_line(step, *rest):
         if step == at + 1:
             raise Stop
         return write_line(step, *rest)
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(train.checkpoint, "log_line", log_line)
+        patch.setattr(train, "log_line", log_line)
         run("part", *flags)
 
 
@@ -187,7 +191,7 @@ def test_a_resumed_run_gives_the_same_bytes(run, monkeypatch, tmp_path, flags):
     assert not (tmp_path / "part.part").exists()
 
 
-def test_resume_is_refused_for_another_run_and_idle_for_a_finished_one(run, monkeypatch, tmp_path, rows, capsys):
+def test_resume_is_refused_for_another_run_and_idle_for_a_finished_one(run, family, monkeypatch, tmp_path, rows, capsys):
     interrupted(run, monkeypatch, 2, "--save-every", "1")
     with pytest.raises(UserError, match="was begun with beta = 0.1, now it is 0.5"):
         run("part", "--resume", "--beta", "0.5")
@@ -199,7 +203,7 @@ def test_resume_is_refused_for_another_run_and_idle_for_a_finished_one(run, monk
     rows[0]["responses"][2]["answers"][0] += " Yes."
     write(tmp_path / "preferences.jsonl", rows)
     rows[0]["responses"][2]["answers"][0] = rows[0]["responses"][2]["answers"][0].removesuffix(" Yes.")
-    train_again = [*["--model", "x", "--out", str(finished), "--preferences", str(tmp_path / "preferences.jsonl")], "--resume"]
+    train_again = [*["--model", str(family / "llava-2b"), "--out", str(finished), "--preferences", str(tmp_path / "preferences.jsonl")], "--resume"]
     with pytest.raises(UserError, match="was begun with"):
         train.main(train_again)
     assert weights(finished) == before
@@ -301,16 +305,49 @@ def test_a_policy_that_is_not_the_reference_at_the_start_is_refused(run, monkeyp
 
 # ---- data and refusals ----
 
-def test_rows_wait_on_the_disk(run, family, tiny_world, tmp_path, rows):
+def test_a_cut_answer_is_scored_without_its_end(run, family, tiny_world, tmp_path, rows):
+    """generate.py marks what it had to cut. Scored with an end token, the model would learn to stop there."""
+    rows = json.loads(json.dumps(rows))
+    rows[2]["responses"][1]["cut"] = [True] + [False] * (len(rows[2]["questions"]) - 1)
+    write(tmp_path / "preferences.jsonl", rows)
     settings = train.Settings(model=str(family / "llava-2b"), preferences=str(tmp_path / "preferences.jsonl"), out="out",
                               image_root=str(tiny_world / "preference"))
     m = mllm.load(settings.model)
-    sets, ids, _, _ = train.read_sets(m, settings)
-    assert isinstance(sets, storage.OnDisk) and len(sets) == ROWS and ids == [row["id"] for row in rows]
-    for i in (3, 0, -1):
-        encoded = [mllm.encode(m, rows[i]["questions"], response["answers"]) for response in rows[i]["responses"]]
-        assert sets[i] == train.packing.token_set(encoded)
-    assert sets[1:3] == [sets[1], sets[2]] and len(list(sets)) == ROWS
+    sets = preferences.read(m, settings).sets
+    for k, answers in enumerate(response["answers"] for response in rows[2]["responses"]):
+        ids, rounds = prompt.encode(m, rows[2]["questions"], answers)
+        whole = [weight for part in (0, k + 1) for weight in sets[2].weights[part]]
+        end = max(t for t, number in enumerate(rounds) if number == 1)
+        assert ids[end] == m.tokenizer.eos_token_id and whole[end] == (k != 1)
+        assert whole[:end] + whole[end + 1:] == [float(number > 0) for number in rounds[:end] + rounds[end + 1:]]
+
+
+def test_fused_optimizer_finds_its_step_count_beside_the_weights(tmp_path):
+    """On a GPU the fused AdamW refuses a count that lies on the CPU. The meta device stands for the GPU here."""
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW([p], fused=True)
+    optimizer.state[p] = {key: torch.ones(()) for key in ("step", "exp_avg", "exp_avg_sq")}
+    (tmp_path / "folder").mkdir()
+    checkpoint.save(tmp_path / "folder", 3, {"p": p}, optimizer)
+    with torch.device("meta"):
+        away = torch.nn.Parameter(torch.zeros(2))
+    for fused, place in (True, "meta"), (False, "cpu"):
+        other = torch.optim.AdamW([away], fused=False)
+        other.param_groups[0]["fused"] = fused
+        assert checkpoint.restore(tmp_path / "folder", {"p": away}, other) == 3
+        assert {key: state.device.type for key, state in other.state[away].items()} == {
+            "step": place, "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "processor_config.json", "tokenizer.json"])
+def test_another_template_tokenizer_or_processor_is_another_run(run, family, tmp_path, monkeypatch, name):
+    """They decide the tokens and the pixels, so a run must not go on with them."""
+    shutil.copytree(family / "llava-2b", tmp_path / "base")
+    interrupted(run, monkeypatch, 2, "--save-every", "1", "--model", str(tmp_path / "base"))
+    with open(tmp_path / "base" / name, "a", encoding="utf-8") as file:
+        file.write(" ")
+    with pytest.raises(UserError, match="was begun with model fingerprint"):
+        run("part", "--resume", "--model", str(tmp_path / "base"))
 
 
 def test_equal_answers_are_reported_and_a_row_without_a_scored_token_is_refused(run, tmp_path, rows, monkeypatch, capsys):
@@ -319,10 +356,10 @@ def test_equal_answers_are_reported_and_a_row_without_a_scored_token_is_refused(
     write(tmp_path / "preferences.jsonl", rows)
     run("out", "--epochs", "0.1")
     assert f"1 of {ROWS} rows hold equal answers" in capsys.readouterr().out
-    encode = mllm.encode
+    encode = prompt.encode
     unscored = lambda m, questions, answers: (lambda ids, rounds: (ids, [0] * len(ids) if "kite" in answers[0] else rounds))(
         *encode(m, questions, answers))
-    monkeypatch.setattr(mllm, "encode", unscored)
+    monkeypatch.setattr(prompt, "encode", unscored)
     with pytest.raises(UserError, match="jsonl:1: answer 1 of the set has no scored token"):
         run("other")
 
@@ -346,7 +383,7 @@ def test_levels_takes_the_best(run, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
-    with pytest.raises(UserError, match=r"step 2: loss .*nan.*; rows preference-") as caught:
+    with pytest.raises(UserError, match=r"step 2: loss .*nan.*, first at rows preference-") as caught:
         run("out", "--lr", "1e30", "--save-every", "1", "--warmup", "0")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     (left,) = (tmp_path / "out.part").glob("checkpoint-*")
@@ -448,3 +485,36 @@ def test_supervised_training_takes_rows_of_any_number_of_levels(run, rows, tmp_p
     write(tmp_path / "preferences.jsonl", [row | {"responses": row["responses"][:2 + i % 2]} for i, row in enumerate(rows)])
     mixed, _ = run("mixed", "--loss", "sft", "--epochs", "1")
     assert weights(all_alike) == weights(mixed)
+
+
+# ---- how much there is to read ----
+
+def test_a_step_is_short_to_read(family, tiny_world, rows, tmp_path):
+    """Follow one step and add up the functions that it runs, comments and all: at most 4 files and 750 lines."""
+    write(tmp_path / "preferences.jsonl", rows)
+    ran, root = {}, Path(train.__file__).parent
+
+    def watch(frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if path.parent in (root, root / "amp_min") and not frame.f_code.co_name.startswith("<"):
+            ran[path.name, frame.f_code.co_name] = len(inspect.getsourcelines(frame.f_code)[0])
+    settings = train.Settings(model=str(family / "llava-2b"), preferences=str(tmp_path / "preferences.jsonl"),
+                              out=str(tmp_path / "out"), image_root=str(tiny_world / "preference"), levels=3, epochs=0.1)
+    m, trained, autocast = train.load_policy(settings)
+    data = preferences.read(m, settings)
+    data.features = mllm.image_features(m, data.images)
+    data.reference = torch.zeros(len(data.sets), 3)
+    (tmp_path / "out").mkdir()
+    sys.setprofile(watch)
+    try:
+        train.train(m, trained, autocast, data, "all", settings, tmp_path / "out")
+    finally:
+        sys.setprofile(None)
+    files = {name for name, _ in ran}
+    assert ("train.py", "train") in ran and ("losses.py", "dpo_loss") in ran and ("packing.py", "set_logps") in ran
+    assert files <= {"train.py", "packing.py", "losses.py", "mllm.py"}, files
+    print(sum(ran.values()))
+    assert sum(ran.values()) <= 500, ran
+    whole = {name: len((root / name if name == "train.py" else root / "amp_min" / name).read_text("utf-8").splitlines())
+             for name in files}
+    assert sum(whole.values()) <= 1020, whole

@@ -2,6 +2,7 @@
 
 All in one process, through its main(); test_pipeline.py starts it as a reader does.
 """
+import itertools
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from test_autocheck import make_clip
 
 import verify
-from amp_min import agreement
+from amp_min import agreement, autocheck, records
 from amp_min.support.script import UserError
 
 
@@ -67,6 +68,37 @@ def test_the_rows_of_the_header(tmp_path, encoder):
     for a, b in zip(by_source(made), by_source(promised)):       # the same chunks were looked for
         if a["evidence"]:
             assert [m[0] for m in a["evidence"][0]["chunks"]] == [m[0] for m in b["evidence"][0]["chunks"]]
+
+
+def test_spaced_takes_both_ends_and_equal_steps_between():
+    assert [autocheck.spaced(6, K) for K in (1, 2, 3, 4, 6)] == [[0], [0, 5], [0, 2, 5], [0, 1, 3, 5], [0, 1, 2, 3, 4, 5]]
+    for n in range(2, 30):
+        for K in range(2, n + 1):
+            steps = [b - a for a, b in itertools.pairwise(autocheck.spaced(n, K))]
+            assert sum(steps) == n - 1 and max(steps) - min(steps) <= 1 and min(steps) >= 1
+
+
+def test_kept_levels_are_different_answers_of_the_ranking(tmp_path, encoder):
+    said = ["A red car.", "A red car and a tree.", "A tree.", "A red car.", "A sofa.", "A blue cat on a sofa."]
+    row = {"id": "r", "image": "i.png", "questions": ["?"], "responses": [
+        {"source": f"s{n}" if n else "standard", "answers": [text]}
+        for n, text in enumerate(["A red car beside a tree.", *said])]}
+    few = row | {"id": "few", "responses": row["responses"][:3]}
+    made = {}
+    for name, flags in {"all": (), "three": ("--keep", "3"), "own": ("--keep", "3", "--no-standard")}.items():
+        arguments_, out = arguments(tmp_path, encoder, [row, few], *flags, out=f"{name}.jsonl")
+        verify.main(arguments_)
+        made[name] = list(records.read(out, "preference"))
+        dropped = json.loads(Path(f"{out}.meta.json").read_text(encoding="utf-8"))["rows"]["dropped"]
+        assert dropped == ({} if name == "all" else {"fewer than 3 different generated answers": 1})
+    ranking = list(dict.fromkeys(one["answers"][0] for one in made["all"][0]["responses"][1:]))       # five texts
+    texts = lambda name: [one["answers"][0] for one in made[name][0]["responses"]]
+    assert texts("own") == [ranking[i] for i in (0, 2, 4)] and texts("three") == [texts("all")[0], *texts("own")]
+    for name in "three", "own":
+        (one,) = made[name]
+        before = [texts(name)[one["initial_order"].index(k)] for k in range(len(texts(name)))]
+        assert before == sorted(before, key=[r["answers"][0] for r in row["responses"]].index)
+    assert all(one["accuracy"] is not None for one in made["own"][0]["responses"])
 
 
 def test_ranking_order_and_counts(tmp_path, encoder, capsys):

@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 
 from amp_min import metrics, mllm, records
+from amp_min.decoding import converse
 from amp_min.evaluate import judge
 from amp_min.support import hub, script, storage
 from amp_min.support.pictures import image_path, open_image
@@ -113,7 +114,7 @@ def reply(m, path, rows, decoding, settings, desc):
     """
     distinct = {(row["image"], *row["questions"]): row for row in rows}
     see = mllm.image_features(m, [image_path(row, path, settings.image_root) for row in distinct.values()])
-    said = mllm.converse(m, see, [row["questions"] for row in distinct.values()], decoding, settings.batch, desc)
+    said, _ = converse(m, see, [row["questions"] for row in distinct.values()], decoding, settings.batch, desc)
     said = dict(zip(distinct, said))
     return [said[row["image"], *row["questions"]] for row in rows]
 

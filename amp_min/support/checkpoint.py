@@ -1,52 +1,42 @@
-"""What keeps a training run safe: checkpoints that can be continued (on a CPU to the byte), the log, and the final folder.
+"""What keeps a training run safe: checkpoints that can be continued (on a CPU to the byte), the log, and the
+final folder.
 
-A run works in "<out>.part" and is renamed to <out> when it is complete, so <out> is never half a model.  A checkpoint
-holds the trained weights, the optimizer's state and torch's random state as safetensors (a pickle could run code), and
-in its name the step: learning rate and order of the data follow from seed and step, so it is the position in both.
+A run works in "<out>.part" and is renamed to <out> when it is complete, so <out> is never half a model. A
+checkpoint holds the trained weights, the optimizer's state and torch's random state as safetensors (a pickle
+could run code), and in its name the step: learning rate and order of the data follow from seed and step, so
+it is the position in both.
 """
 
 import contextlib
 import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from amp_min.losses import pair_indices
-from amp_min.support import folders, hub, storage
+from amp_min.support import folders, storage
 from amp_min.support.script import UserError
 
-FREE = ("resume", "out", "show", "save_every")          # settings that may differ between a run and its continuation
+FREE = ("resume", "out", "show", "save_every")  # settings that may differ between a run and its continuation
 
 
-def facts(settings):
-    """What a continuation must share with its beginning: settings, and the content of preferences and weights."""
-    kept = {key: value for key, value in asdict(settings).items() if key not in FREE}
-    device = hub.choose_device()
-    kept |= {"device": str(device), "dtype": str(hub.choose_dtype(settings.dtype, device)[0])}     # what "auto" came to
-    return kept | {"sha256 of the preferences": storage.sha256_file(settings.preferences),
-                   "sha256 of the model": [storage.sha256_file(path) for path in storage.weights(settings.model)]}
+def begin(settings, facts):
+    """The folder to work in, or None when --resume finds the run complete. Nothing is written: see `make`.
 
-
-def begin(settings):
-    """The folder to work in, or None when --resume finds the run complete.  Nothing is written: see `make`."""
+    facts: what a continuation must share with its beginning, {name: JSON value}.
+    """
     out = Path(settings.out)             # Path drops the slash of "DIR/": else the work would lie inside DIR
     folder = out.with_name(f"{out.name}.part") if out.name else Path(f"{out}.part")
     if out.resolve() == Path(settings.model).resolve():
-        raise UserError(f"--out {out}: is the model that is trained, and would be replaced; give another name")
+        raise UserError(f"--out {out}: is the model that is trained, and would be lost; give another name")
     if out.exists() and not (out / "train.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: is there already, and train.py did not write it; give --out another name")
-    now = facts(settings)
     for place in (folder, out):
         if settings.resume and (place / "train.json").is_file():
-            before = json.loads((place / "train.json").read_text(encoding="utf-8"))["run"]
-            if changed := [key for key in now if before.get(key) != now[key]]:
-                raise UserError(f"{place}: was begun with {changed[0]} = {before.get(changed[0])!r}, now it is {now[changed[0]]!r}; "
-                                "go back to that, or drop --resume")
+            same_run(place, "run", facts)
             if place == folder:
                 return folder
             clear(out)                   # killed at the last moment, it may still hold them
@@ -54,17 +44,29 @@ def begin(settings):
     return folder
 
 
-def make(folder, settings):
-    """Make the folder and write what the run is, or go on in it with --resume.  A new run clears what an old one left.
+def same_run(folder, part, now):
+    """Refuse to continue a run that was begun with something else, naming the first thing that changed."""
+    before = json.loads((folder / "train.json").read_text(encoding="utf-8")).get(part, {})
+    if changed := [key for key in now if key not in FREE and before.get(key) != now[key]]:
+        old, new = before.get(changed[0]), now[changed[0]]
+        raise UserError(f"{folder}: was begun with {changed[0]} = {old!r}, now it is {new!r}; "
+                        "go back to that, or drop --resume")
 
-    Called when the input has been read: a start that fails on it leaves nothing behind.
+
+def make(folder, settings, facts, found):
+    """Make the folder and write what the run is, or go on in it with --resume. A new run clears what an old
+    one left.
+
+    found: what reading the data brought up; a continuation must find the same. Called when the input has been
+    read: a start that fails on it leaves nothing behind.
     """
     if settings.resume and (folder / "train.json").is_file():
-        return
+        return same_run(folder, "found", found)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    storage.write_json(folder / "train.json", {"run": facts(settings), "versions": storage.versions()})
+    run = {key: value for key, value in facts.items() if key not in FREE}
+    storage.write_json(folder / "train.json", {"run": run, "found": found, "versions": storage.versions()})
 
 
 @contextlib.contextmanager
@@ -96,9 +98,10 @@ def save(folder, step, trained, optimizer):
     temporary, final = folder / "saving", folder / f"checkpoint-{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, temporary / "weights.safetensors")
+    weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
+    save_file(weights, temporary / "weights.safetensors")
     state = {f"{name}/{key}": value.detach().cpu().contiguous() for name, p in trained.items()
-             for key, value in optimizer.state[p].items()}                                   # exp_avg, exp_avg_sq, step
+             for key, value in optimizer.state[p].items()}  # exp_avg, exp_avg_sq, step
     save_file(state | random_states(), temporary / "optimizer.safetensors")
     os.rename(temporary, final)
     for old in sorted(folder.glob("checkpoint-*"))[:-2]:
@@ -117,16 +120,19 @@ def restore(folder, trained, optimizer):
     if not found:
         return 0
     try:
-        weights, state = load_file(found[-1] / "weights.safetensors"), load_file(found[-1] / "optimizer.safetensors")
+        weights, state = (load_file(found[-1] / f"{name}.safetensors") for name in ("weights", "optimizer"))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{found[-1]}: cannot be read ({error}); delete it, and --resume continues from the one "
-                        "before") from None
+        raise UserError(f"{found[-1]}: cannot be read ({error}); "
+                        "delete it, and --resume continues from the one before") from None
     if weights.keys() != trained.keys():
         raise UserError(f"{found[-1]}: holds other parameters than those that train now; drop --resume")
+    # The fused optimizer keeps its step count beside the weights, the plain one on the CPU.
+    fused = optimizer.param_groups[0]["fused"]
+    place = lambda key, p: p.device if key != "step" or fused else "cpu"
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(weights[name])
-            optimizer.state[p] = {key: state[f"{name}/{key}"].to("cpu" if key == "step" else p.device)
+            optimizer.state[p] = {key: state[f"{name}/{key}"].to(place(key, p))
                                   for key in ("step", "exp_avg", "exp_avg_sq")}
     torch.set_rng_state(state["random/cpu"])
     for i in range(torch.cuda.device_count()):
@@ -137,29 +143,7 @@ def restore(folder, trained, optimizer):
 
 def open_log(path, steps):
     """The log, cut back to the first `steps` lines: what came after the checkpoint will be done again."""
-    with open(path, "ab+") as file:      # cut in place: a kill while the lines are written anew would lose them
+    with open(path, "ab+") as file:  # cut in place: a kill while the lines are written anew would lose them
         file.seek(0)
         file.truncate(sum(len(file.readline()) for _ in range(steps)))
     return open(path, "a", encoding="utf-8", buffering=1)
-
-
-def log_line(step, epoch, loss, grad_norm, lr, seen, seconds, compared=True):
-    """One step as one line of JSON.
-
-    logp and ratio are means over the step's sets, one figure per level, best first: log pi_theta(y_k), and how far it has
-    moved from the reference.  accuracy is the share of *all* pairs i < j whose margin ratio_i - ratio_j is above zero,
-    margin their mean.  A falling logp of the best answer is common in DPO; the penalty of Eq. 6 is there to stop it.
-    grad_norm is measured before clipping.  A loss without a reference is not `compared`: it has no ratio, accuracy, margin.
-    """
-    policy, ref = torch.cat([part[1] for part in seen]), torch.cat([part[2] for part in seen])   # (batch, K)
-    ratio = policy - ref
-    line = {"step": step, "epoch": round(epoch, 4), "loss": loss}
-    if compared:
-        i, j = torch.tensor(pair_indices(policy.shape[1])).T
-        margin = ratio[:, i] - ratio[:, j]                                                   # (batch, pairs)
-        line |= {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean())}
-    line["logp"] = policy.mean(0).tolist()
-    if compared:
-        line["ratio"] = ratio.mean(0).tolist()
-    line |= {"grad_norm": grad_norm, "lr": lr, "tokens_per_second": round(sum(part[3] for part in seen) / seconds)}
-    return json.dumps(line) + "\n"

@@ -1,14 +1,16 @@
 """How much memory a training run takes, said before anything large is loaded.
 
-    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.6 for 1 set of 576 + 50 + 4 x 100
-    tokens; with a tenth to spare 17.7 GB: fits in 24 GB: yes
+    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.6 for 1 set of 576 + 50
+    + 4 x 100 tokens; with a tenth to spare 17.8 GB: fits in 24 GB: yes
 
-Parameters are counted on a skeleton, the model on torch's "meta" device: it has every shape and no numbers, so a 7B
-model takes half a second and no memory.  The counts are exact.  What the forward pass keeps for the backward pass is a
-sum over the layers of a Llama-like decoder, written out in `kept_per_token`; the tests compare it with what torch
-keeps on a CPU.  The lengths of a set are assumed (PROMPT, ANSWER): the data is not read yet.
+Parameters are counted on a skeleton, the model on torch's "meta" device: it has every shape and no numbers,
+so a 7B model takes half a second and no memory. The counts are exact. What the forward pass keeps for the
+backward pass is a sum over the layers of a Llama-like decoder, written out in `kept_per_token`; the tests
+compare it with what torch keeps on a CPU. The lengths of a set are assumed (PROMPT, ANSWER): the data is not
+read yet.
 
-1 GB is 2**30 bytes here, as in "a 24 GB card".  Source of the formulas: the shapes in transformers' Llama and lora.py.
+1 GB is 2**30 bytes here, as in "a 24 GB card". Source of the formulas: the shapes in transformers' Llama and
+lora.py.
 """
 
 import os
@@ -30,40 +32,67 @@ def skeleton(config):
         return LlavaForConditionalGeneration(config)
 
 
+def image_tokens_of(config):
+    """P from the config: the patches that fit into the picture, and CLIP's class token; "default" drops the
+    first of all.
+
+    576 for LLaVA-1.5 (CLIP, 336 / 14, default), 729 for interleave (SigLIP has no class token, 384 // 14 =
+    27, full).
+    """
+    vision = config.vision_config
+    seen = (vision.image_size // vision.patch_size) ** 2 + (vision.model_type == "clip_vision_model")
+    return seen - (config.vision_feature_select_strategy == "default")
+
+
 def kept_per_token(text, width, rank):
     """Bytes that one decoder layer keeps for its backward pass, per token.
 
-    text: the language model's config; width: bytes of a number in the products (2 in bf16); rank: the adapters', or 0.
-    D hidden size, Q the width of the queries (keys and values are repeated to it), F the feed-forward's width.
+    text: the language model's config; width: bytes of a number in the products (2 in bf16); rank: the
+    adapters', or 0. D hidden size, Q the width of the queries (keys and values are repeated to it), F the
+    feed-forward's width.
     """
     D, F = text.hidden_size, text.intermediate_size
     Q = text.num_attention_heads * (getattr(text, "head_dim", None) or D // text.num_attention_heads)
-    norms = 2 * D * 4 * (1 if rank else 2)              # what goes in, in fp32; if the norms train, normalized as well
+    norms = 2 * D * 4 * (1 if rank else 2)  # what goes in, in fp32; if the norms train, normalized as well
     attention = 4 * Q * width                           # q, k and v after the rotation, and what comes out
     feed_forward = 3 * F * width                        # gate, silu(gate), up
-    # Inputs of the seven linear layers. In fp32 q, k and v share one, and so do gate and up; o's is counted above.
+    # Inputs of the seven linear layers. In fp32 q, k and v share one, and so do gate and up; o's is counted
+    # above.
     if width == 4:
         linears = (2 * D + F) * 4
     elif rank:
         linears = (5 * D + Q + F) * 4                   # each adapter makes an fp32 copy of its own
     else:
         linears = (5 * D + F) * width                   # autocast makes a bf16 copy for each product
-    return norms + attention + feed_forward + linears + 7 * rank * 4                        # A x of each adapter
+    return norms + attention + feed_forward + linears + 7 * rank * 4  # A x of each adapter
 
 
-def kept(text, width, rank, sets, tokens, checkpointing):
-    """Bytes that all layers keep for the backward pass of `sets` sets of `tokens` tokens each."""
+def kept(text, width, rank, sets, tokens, checkpointing, mask=None):
+    """Bytes that all layers keep for the backward pass of `sets` sets of `tokens` tokens each.
+
+    mask: numbers in a set's attention mask, by default the whole square.
+    """
     between = width if rank else 4                      # full training is in fp32 between the products
     layer = sets * tokens * kept_per_token(text, width, rank)
-    mask = sets * tokens**2
+    mask = sets * (mask or tokens**2)
     if checkpointing:                                   # the input of each layer, and one layer made again
         return text.num_hidden_layers * sets * tokens * text.hidden_size * between + layer + mask * between
     layer += mask * width * (width < between)           # autocast copies the mask, too, in every layer
     return text.num_hidden_layers * layer + mask * between
 
 
+def joined(text, width, prefix, K, checkpointing):
+    """Bytes of what packing.attend joins for a set: the prefix's keys and values once more for each answer,
+    and the mask."""
+    heads = text.num_attention_heads
+    Q = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
+    layer = K * (2 * (prefix + ANSWER) * Q + ANSWER * (prefix + ANSWER)) * width
+    return layer if checkpointing else text.num_hidden_layers * layer
+
+
 def estimate(model, settings, width, image_tokens):
-    """{what: bytes} of a training step; model is a skeleton (adapters added, requires_grad set) or a real model.
+    """{what: bytes} of a training step; model is a skeleton (adapters added, requires_grad set) or a real
+    model.
 
     settings: train.Settings; its lora_rank, levels, loss, micro_batch and gradient_checkpointing count.
     width: bytes of a number in the frozen weights and in the products, 2 for bf16, 4 for fp32.
@@ -71,16 +100,22 @@ def estimate(model, settings, width, image_tokens):
     text, rank, sets = model.config.text_config, settings.lora_rank, settings.micro_batch
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    tokens = image_tokens + PROMPT + levels(settings) * ANSWER
-    activations = kept(text, width, rank, sets, tokens, settings.gradient_checkpointing)
-    # A chunk's logits, made again in the backward pass (losses.token_logps), with softmax and gradient beside them.
-    activations += 3 * min(losses.LOGITS, sets * levels(settings) * ANSWER * text.vocab_size) * 4
-    if rank == 0 and width < 4:                         # autocast's bf16 copies of the trained weights live as long
+    K, prefix, checkpointing = levels(settings), image_tokens + PROMPT, settings.gradient_checkpointing
+    mask = ANSWER * (prefix + ANSWER)                   # packing.answers_mask
+    activations = kept(text, width, rank, sets, prefix + K * ANSWER, checkpointing, mask)
+    activations += sets * joined(text, width, prefix, K, checkpointing)
+    # A chunk's logits, made again in the backward pass (losses.token_logps), with softmax and gradient beside
+    # them.
+    activations += 3 * min(losses.LOGITS, sets * K * ANSWER * text.vocab_size) * 4
+    if rank == 0 and width < 4:  # autocast's bf16 copies of the trained weights live as long
         activations += trained * width
     # What trains is fp32, and so is everything in full training: see train.load_policy.
-    weights = {"weights": frozen * width, "adapters": trained * 4} if rank else {"weights": (frozen + trained) * 4}
+    if rank:
+        parts = {"weights": frozen * width, "adapters": trained * 4}
+    else:
+        parts = {"weights": (frozen + trained) * 4}
     moments = 2                                         # AdamW's
-    return weights | {"gradients": trained * 4, "optimizer": trained * 4 * moments, "activations": activations}
+    return parts | {"gradients": trained * 4, "optimizer": trained * 4 * moments, "activations": activations}
 
 
 def levels(settings):
@@ -89,10 +124,19 @@ def levels(settings):
 
 
 def capacity(device):
-    """Bytes of the GPU or of the machine, what the estimate is held against; None where they cannot be asked (Windows)."""
+    """Bytes of the GPU or of the machine, what the estimate is held against; None where they cannot be asked
+    (Windows)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+
+
+def line(config, choose_trained, settings, width, device):
+    """`report` of a model that is not loaded yet. choose_trained(model, settings) says which parameters
+    train."""
+    model = skeleton(config)
+    choose_trained(model, settings)
+    return report(model, settings, width, image_tokens_of(config), capacity(device))
 
 
 def report(model, settings, width, image_tokens, available):
@@ -100,18 +144,22 @@ def report(model, settings, width, image_tokens, available):
     parts = estimate(model, settings, width, image_tokens)
     total = SPARE * sum(parts.values())
     unit, name = (GB, "GB") if total > GB else (2**20, "MB")
-    words = ", ".join(f"{what} {size / unit:.1f}" for what, size in parts.items()).replace(",", f" {name},", 1)
+    words = ", ".join(f"{what} {size / unit:.1f}" for what, size in parts.items())
+    words = words.replace(",", f" {name},", 1)          # the unit is said once
     sets = "1 set" if settings.micro_batch == 1 else f"{settings.micro_batch} sets"
-    line = (f"memory: {words} for {sets} of {image_tokens} + {PROMPT} + {levels(settings)} x {ANSWER} tokens; "
+    tokens = f"{image_tokens} + {PROMPT} + {levels(settings)} x {ANSWER}"
+    line = (f"memory: {words} for {sets} of {tokens} tokens; "
             f"with a tenth to spare {total / unit:.1f} {name}")
     if available is None:
         return line
     line += f": fits in {available / GB:.0f} GB: {'yes' if total <= available else 'no'}"
     if total <= available:
         return line
-    for flags, sets in (("--gradient-checkpointing", settings.micro_batch), ("--gradient-checkpointing --micro-batch 1", 1)):
+    saving = "--gradient-checkpointing"
+    for flags, sets in ((saving, settings.micro_batch), (f"{saving} --micro-batch 1", 1)):
         change = replace(settings, gradient_checkpointing=True, micro_batch=sets)
         smaller = SPARE * sum(estimate(model, change, width, image_tokens).values())
         if smaller <= available:
             return f"{line}; with {flags} {smaller / GB:.1f} GB"
-    return f"{line}; take {'a smaller --lora-rank' if settings.lora_rank else '--lora-rank 64'} or a smaller model"
+    rank = "a smaller --lora-rank" if settings.lora_rank else "--lora-rank 64"
+    return f"{line}; take {rank} or a smaller model"

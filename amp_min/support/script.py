@@ -23,13 +23,15 @@ import typing
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line that says what is wrong, where, and how to mend it."""
+    """Something the user can mend. The message is one line that says what is wrong, where, and how to mend
+    it."""
 
 
 class BadRow(UserError):
     """A row that cannot be used: "preferences.jsonl:17: responses[2].answers has 1 entry, questions has 3".
 
-    `reason` is the message without its place, its numbers and its mend: rows dropped for one cause count as one.
+    `reason` is the message without its place, its numbers and its mend: rows dropped for one cause count as
+    one.
     """
 
     def __init__(self, problem, place=""):
@@ -44,7 +46,8 @@ def needed(help, **metadata):
 
 
 def arg(default, help, **bounds):
-    """A setting with a default. bounds: min, max and above (more than) for numbers."""
+    """A setting with a default. bounds: min, max and above (more than) for numbers; was: an older name that
+    still works."""
     metadata = {"help": help} | bounds
     if isinstance(default, list):                # a list of its own for every Settings
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
@@ -57,9 +60,10 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def command_line(settings_cls, argv=None, description=""):
     """Read the command line (or the list `argv`) into an instance of the dataclass `settings_cls`.
 
-    Every field is a flag, unless its metadata says positional; a field without default is required. Types: str, int,
-    float, Path, bool (--x / --no-x), list[...] (one or more values), Literal[...] (a choice), and any of them `| None`.
-    Metadata min, max and above (more than) bound a number.  A wrong flag prints the usage, and both end with status 2.
+    Every field is a flag, unless its metadata says positional; a field without default is required. Types:
+    str, int, float, Path, bool (--x / --no-x), list[...] (one or more values), Literal[...] (a choice), and
+    any of them `| None`. Metadata min, max and above (more than) bound a number. A wrong flag prints the
+    usage, and both end with status 2.
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,12 +76,14 @@ def command_line(settings_cls, argv=None, description=""):
         text = field.metadata.get("help", "")
         if not required and default not in (None, "", []):
             text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
-        # from and in are words of Python's own: such a field is called from_ or in_, its flag --from or --in.
-        words, how = ["--" + field.name.rstrip("_").replace("_", "-")], {"required": required, "dest": field.name}
+        words, how = [flag_of(field)], {"required": required, "dest": field.name}
+        if old := field.metadata.get("was"):
+            words.append(f"--{old}")
         if field.metadata.get("positional"):
             words, how = [field.name], {}
         parser.add_argument(*words, help=text.replace("%", "%%"), **how, **how_to_parse(kinds[field.name]))
-        if not required:         # here, not above: argparse would add the default to the help of bool flags once more
+        # here, not above: argparse would add the default to the help of bool flags once more
+        if not required:
             parser.set_defaults(**{field.name: default})
     settings = settings_cls(**vars(parser.parse_args(argv)))
     for field in dataclasses.fields(settings_cls):
@@ -86,9 +92,15 @@ def command_line(settings_cls, argv=None, description=""):
             if isinstance(number, (int, float)) and not isinstance(number, bool) and not (
                     math.isfinite(number) and bounds.get("min", number) <= number <= bounds.get("max", number)
                     and number > bounds.get("above", -math.inf)):
-                wanted = [f"{word} {bounds[key]}" for key, word in (("min", "at least"), ("above", "more than"), ("max", "at most")) if key in bounds]
-                raise UserError(f"--{field.name.rstrip('_').replace('_', '-')} {number}: give a number{', ' * bool(wanted)}{' and '.join(wanted)}")
+                words = {"min": "at least", "above": "more than", "max": "at most"}
+                wanted = " and ".join(f"{words[key]} {bounds[key]}" for key in words if key in bounds)
+                raise UserError(f"{flag_of(field)} {number}: give a number{', ' if wanted else ''}{wanted}")
     return settings
+
+
+def flag_of(field):
+    """The flag of a setting. from and in are words of Python's own: such a field is called from_ or in_."""
+    return "--" + field.name.rstrip("_").replace("_", "-")
 
 
 def module_of(command):
@@ -113,11 +125,12 @@ def how_to_parse(kind):
 
 
 def run(main):
-    """Call a script's main(); end what a user can cause with one line on stderr and a status, without a traceback.
+    """Call a script's main(); end what a user can cause with one line on stderr and a status, without a
+    traceback.
 
-    UserError, a full disk, a file that cannot be opened, memory: 2. Ctrl-C: 130. Output cut off by `| head`: 141,
-    silently. Anything else is a bug of ours and keeps its traceback. Notes on the exception (Python's add_note) are
-    part of the line: whoever saved something says there what it was and how to continue.
+    UserError, a full disk, a file that cannot be opened, memory: 2. Ctrl-C: 130. Output cut off by `| head`:
+    141, silently. Anything else is a bug of ours and keeps its traceback. Notes on the exception (Python's
+    add_note) are part of the line: whoever saved something says there what it was and how to continue.
     """
     try:
         main()
@@ -133,15 +146,16 @@ def run(main):
         if is_disk_full(error):
             stop(2, "the disk is full, or a file larger than allowed; free some space and start again", error)
         if is_out_of_memory(error):
-            stop(2, "out of memory; in training take a smaller --micro-batch, --gradient-checkpointing or a smaller "
-                    "--lora-rank, elsewhere a smaller batch or model", error)
+            stop(2, "out of memory; in training take a smaller --micro-batch, --gradient-checkpointing or a "
+                    "smaller --lora-rank, elsewhere a smaller batch or model", error)
         if isinstance(error, OSError) and error.filename is not None:
             stop(2, f"{error.filename}: {error.strerror}; check the path", error)
         raise
 
 
 def is_disk_full(error):
-    """True when nothing more could be written; safetensors and tokenizers say so in an exception of their own."""
+    """True when nothing more could be written; safetensors and tokenizers say so in an exception of their
+    own."""
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
     said = re.search(r"\(os error (\d+)\)", str(error))
@@ -149,7 +163,8 @@ def is_disk_full(error):
 
 
 def is_out_of_memory(error):
-    """True for lack of memory on the CPU or an accelerator; torch is told by names, to keep its import out of here."""
+    """True for lack of memory on the CPU or an accelerator; torch is told by names, to keep its import out of
+    here."""
     if not isinstance(error, (RuntimeError, MemoryError)):
         return False
     names = {cls.__name__ for cls in type(error).__mro__}

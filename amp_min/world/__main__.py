@@ -5,16 +5,19 @@
 Everything a real data set does to make models hallucinate is here on purpose, and its size is a setting:
   * objects co-occur in themes, and the background hints at the theme (a sea picture "wants" a boat),
   * every kind of object has a usual color,
-  * the *training* texts come from a careless annotator: a share of them mentions an object that is not there, or
-    gives an object its usual color, and most of its yes/no questions are answered yes: trained on such texts, a model
-    says yes too often, as the first LLaVA did to 99 % of POPE's questions (arXiv 2305.10355).  Preference and
-    evaluation texts are clean.
+  * one file of training texts comes from a careless annotator: most mention an object that is not there,
+    some give an object its usual color, and most yes/no questions are answered yes.
+    Tuned on such texts, a model says yes too often, as the first LLaVA did to 99 % of POPE's questions
+    (arXiv 2305.10355).  LLaVA's own were such: a language model wrote them without seeing the picture.
+    All other texts are true.
 
-Each split is a folder with its own pictures; a scene belongs to the split that the hash of its content names, so no
-scene can be in two of them:
-  train/captions.jsonl      one careless description of every training picture, for CLIP, as web captions are
-  train/prompts.jsonl       careless conversations on the same pictures, for the base models
+Each split is a folder with its own pictures; a scene belongs to the split that the hash of its content names,
+so no scene can be in two of them:
+  train/captions.jsonl      one true description of every training picture, for CLIP
+  train/prompts.jsonl       true conversations on the same pictures: from these the base models learn to see
+  train/careless.jsonl      careless conversations on the first of them: from these they learn to invent
   closeups/captions.jsonl   pictures of one group of objects: CLIP learns words from them, as from product photos
+  closeups/prompts.jsonl    true questions and answers about them, for CLIP
   finetune/prompts.jsonl    clean texts, for incremental generation (Algorithm 1)
   preference/prompts.jsonl  clean texts, the standard answers of the preference sets
   tune/, eval/              captions.jsonl, pope.jsonl, mrhal.jsonl   (settings are chosen on tune, results are from eval)
@@ -22,12 +25,13 @@ scene can be in two of them:
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 from tqdm import tqdm
 
 from amp_min.support import folders, script, storage
+from amp_min.support.script import arg, needed
 from amp_min.world import drawing
 from amp_min.world.scenes import careless_view, scenes
 from amp_min.world.texts import article, dialogue
@@ -36,41 +40,63 @@ from amp_min.world.vocabulary import ASPECTS, KINDS
 
 @dataclass
 class Settings:
-    out: str = field(metadata={"help": "folder to write"})
-    train: int = field(default=6000, metadata={"help": "training scenes; fewer and even the largest model reads pictures badly", "min": 1})
-    closeups: int = field(default=1000, metadata={"help": "pictures with one group of objects, for CLIP only", "min": 1})
-    finetune: int = field(default=600, metadata={"help": "clean rows for incremental generation (the paper: 90k)", "min": 1})
-    preference: int = field(default=600, metadata={"help": "preference prompts (the paper: 11k)", "min": 1})
-    captions: int = field(default=200, metadata={"help": "scenes to describe in each benchmark folder", "min": 1})
-    dialogues: int = field(default=105, metadata={"help": "multi-round dialogues in each benchmark folder (MRHal-Bench: 105)", "min": 1})
-    phantom_share: float = field(default=0.8, metadata={"help": "share of training texts that mention an object which is not there", "min": 0, "max": 1})
-    usual_color_share: float = field(default=0.15, metadata={"help": "share of objects in training texts given their usual color", "min": 0, "max": 1})
-    yes_share: float = field(default=0.7, metadata={"help": "share of yes among the training texts' existence questions", "min": 0, "max": 1})
-    resume: bool = field(default=False, metadata={"help": "do nothing when the folder is complete"})
-    seed: int = field(default=0, metadata={"help": "same seed, same bytes"})
+    out: str = needed("folder to write")
+    train: int = arg(6000, "training scenes; with fewer even the largest model reads pictures badly", min=1)
+    careless: int = arg(3000, "careless conversations, on the first scenes; 200 steps read each once", min=1)
+    closeups: int = arg(1000, "pictures with one group of objects, for CLIP only", min=1)
+    finetune: int = arg(600, "clean rows for incremental generation (the paper: 90k)", min=1)
+    preference: int = arg(600, "preference prompts (the paper: 11k)", min=1)
+    captions: int = arg(200, "scenes to describe in each benchmark folder", min=1)
+    dialogues: int = arg(105, "multi-round dialogues in each benchmark folder (MRHal-Bench: 105)", min=1)
+    phantom_share: float = arg(0.8, "careless texts that mention an object which is not there", min=0, max=1)
+    usual_color_share: float = arg(0.15, "objects in careless texts given their usual color", min=0, max=1)
+    yes_share: float = arg(0.7, "share of yes among the careless texts' existence questions", min=0, max=1)
+    resume: bool = arg(False, "do nothing when the folder is complete")
+    seed: int = arg(0, "same seed, same bytes")
 
 
-# ---- splits -----------------------------------------------------------------------------------------------------
+# ---- splits ------------------------------------------------------------------------------------------------
 
 def train_captions(n, settings):
-    """One description per training scene, of what the careless annotator sees."""
+    """One true description per training scene."""
     rng = random.Random(f"{settings.seed} train captions")
     for scene in scenes("train", n, settings.seed):
-        yield scene, dialogue(careless_view(scene, settings.phantom_share, settings.usual_color_share, rng), rng, ["description"])
+        yield scene, dialogue(scene, rng, ["description"])
+
+
+def talk(rng):
+    """What a training conversation is about: a description and two yes/no questions, or four questions.
+
+    The two yes/no questions come after the description.
+    Looking a word up in one's own text is easily learned, and teaches to look it up in the picture.
+    """
+    questions = ["existence", "existence", "existence", rng.choice(ASPECTS[2:])]
+    return ["description", "existence", "existence"] if rng.random() < 0.45 else rng.sample(questions, 4)
 
 
 def train_rows(n, settings):
-    """One short conversation per training scene, about what the careless annotator sees: a description or questions.
-
-    Two yes/no questions follow a description: looking a word up in one's own text is easily learned, and teaches to
-    look it up in the picture.
-    """
+    """One short, true conversation per training scene, as many yes as no: it pays to look."""
     rng = random.Random(f"{settings.seed} train texts")
     for scene in scenes("train", n, settings.seed):
+        yield scene, dialogue(scene, rng, talk(rng))
+
+
+def careless_rows(n, settings):
+    """Conversations of the same kind about what the careless annotator sees, on the first scenes."""
+    rng = random.Random(f"{settings.seed} careless texts")
+    for scene in scenes("train", n, settings.seed):
         view = careless_view(scene, settings.phantom_share, settings.usual_color_share, rng)
-        questions = ["existence", "existence", "existence", rng.choice(ASPECTS[2:])]
-        aspects = ["description", "existence", "existence"] if rng.random() < 0.45 else rng.sample(questions, 4)
-        yield scene, dialogue(view, rng, aspects, settings.yes_share)
+        yield scene, dialogue(view, rng, talk(rng), settings.yes_share)
+
+
+def closeup_rows(n, settings):
+    """Questions about a single group: CLIP's text tower must know the sentences that answers are made of.
+
+    With one group the spatial question is "Where is the dog?": its answer tells nothing but the place.
+    """
+    rng = random.Random(f"{settings.seed} closeups questions")
+    for scene in scenes("closeups", n, settings.seed):
+        yield scene, dialogue(scene, rng, ["existence", "existence", "attribute", "counting", "spatial"])
 
 
 def closeup_captions(n, settings):
@@ -88,7 +114,8 @@ def finetune_rows(n, settings):
 
 
 def preference_rows(n, settings):
-    """Half descriptions, half dialogues of two yes/no questions and two others, all true; the standard answers of stage 1."""
+    """Half descriptions, half dialogues of two yes/no questions and two others, all true; the standard
+    answers of stage 1."""
     rng = random.Random(f"{settings.seed} preference texts")
     for i, scene in enumerate(scenes("preference", n, settings.seed)):
         questions = ["existence", "existence", *rng.sample(ASPECTS[2:], 2)]
@@ -96,7 +123,8 @@ def preference_rows(n, settings):
 
 
 def pope_questions(scene, seen, together, rng):
-    """POPE's balanced questions on one scene: (split, kind, label); as many absent kinds as present ones, at most 3.
+    """POPE's balanced questions on one scene: (split, kind, label); as many absent kinds as present ones, at
+    most 3.
 
     random: any absent kind; popular: the absent kinds most frequent in training scenes (`seen`);
     adversarial: the absent kinds that most often stand beside what is here (`together`).
@@ -119,7 +147,8 @@ def write_split(folder, scene_list):
     heads = []
     for i, scene in enumerate(tqdm(scene_list, desc=f"drawing {folder.name}", unit="picture", disable=None)):
         name = f"images/{folder.name}-{i:06d}.png"
-        drawing.draw(scene["theme"], scene["groups"]).save(folder / name, compress_level=1)         # a fifth more bytes, half the time
+        # a fifth more bytes, half the time
+        drawing.draw(scene["theme"], scene["groups"]).save(folder / name, compress_level=1)
         heads.append({"id": f"{folder.name}-{i:06d}", "image": name, "scene": scene})
     return heads
 
@@ -136,8 +165,9 @@ def text_row(head, texts, suffix=""):
 
 
 def write_world(settings, out):
-    for split, n, makers in [("train", settings.train, {"captions": train_captions, "prompts": train_rows}),
-                            ("closeups", settings.closeups, {"captions": closeup_captions}),
+    training = {"captions": train_captions, "prompts": train_rows, "careless": careless_rows}
+    closeups = {"captions": closeup_captions, "prompts": closeup_rows}
+    for split, n, makers in [("train", settings.train, training), ("closeups", settings.closeups, closeups),
                             ("finetune", settings.finetune, {"prompts": finetune_rows}),
                             ("preference", settings.preference, {"prompts": preference_rows})]:
         scene_list = scenes(split, n, settings.seed)
@@ -145,7 +175,9 @@ def write_world(settings, out):
         if split == "train":
             trained_on = scene_list
         for name, make in makers.items():
-            rows = (text_row(head, texts) for head, (_, texts) in zip(heads, make(n, settings), strict=True))
+            many = min(n, settings.careless) if name == "careless" else n
+            made = zip(heads[:many], make(many, settings), strict=True)
+            rows = (text_row(head, texts) for head, (_, texts) in made)
             write_rows(out / split / f"{name}.jsonl", rows, settings)
     seen = Counter(g["kind"] for scene in trained_on for g in scene["groups"])
     together = Counter(frozenset(pair) for scene in trained_on

@@ -1,7 +1,8 @@
-"""Draws a scene of the picture world with Pillow: one flat icon per object, on a background that hints at the theme.
+"""Draws a scene of the picture world with Pillow: one flat icon per object, on a background that hints at the
+theme.
 
-The background is there on purpose: it tells a model which objects *usually* come along, and a model that trusts
-that hint more than the picture will hallucinate them.
+The background is there on purpose: it tells a model which objects *usually* come along, and a model that
+trusts that hint more than the picture will hallucinate them.
 """
 
 from PIL import Image, ImageDraw
@@ -47,7 +48,8 @@ ICONS = {
 def draw(theme, groups):
     """A scene as an RGB Pillow image, PIXELS x PIXELS.
 
-    groups: dicts with "kind", "color", "size" ("small" | "large") and "cells", a list of (row, column) in the grid.
+    groups: dicts with "kind", "color", "size" ("small" | "large") and "cells", a list of (row, column) in the
+    grid.
     """
     side = PIXELS * OVERSAMPLE
     image = Image.new("RGB", (side, side), SKY[theme])

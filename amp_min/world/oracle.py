@@ -1,6 +1,7 @@
 """The exact judge of the picture world: reads every claim out of an answer and checks it against the scene.
 
-It stands where the paper has GPT-4: it scores answers, and it is never used to rank training data (except in one
+It stands where the paper has GPT-4: it scores answers, and it is never used to rank training data (except in
+one
 experiment, as a labelled upper bound).  It reads text with regular expressions over the world's closed vocabulary,
 so it shares no code, and no mistake, with the auto-check, which reads text with a parser and an encoder.
 """
@@ -44,7 +45,7 @@ def claims(text):
                 end = other.end()
                 found.append(Claim(other["kind"].lower(), "absent", True, *other.span()))
             continue
-        if OR_NOUN.match(text, start - 4):                                                   # taken care of above
+        if OR_NOUN.match(text, start - 4):  # taken care of above
             continue
         found.append(Claim(kind, "exists", True, start, end))
         if number in COUNT:
@@ -63,8 +64,8 @@ def claims(text):
 
 
 def is_true(claim, scene):
-    """Whether the scene bears the claim out; None when it is about the looks of something that is not there at all
-    (that is one hallucination, counted once, by the claim that it exists)."""
+    """Whether the scene bears the claim out; None when it is about the looks of something that is not there
+    at all (that is one hallucination, counted once, by the claim that it exists)."""
     groups = {g["kind"]: g for g in scene["groups"]}
     group = groups.get(claim.kind)
     if claim.field in ("exists", "absent"):
@@ -113,7 +114,8 @@ def false_spans(text, scene):
 def rating(answer, standard, scene):
     """MMHal-Bench's scale, 0-6, decided exactly.
 
-    Without a hallucination 3, 4, 5 or 6, with one 0, 1 or 2; within each the answer climbs with how much of what the
+    Without a hallucination 3, 4, 5 or 6, with one 0, 1 or 2; within each the answer climbs with how much of
+    what the
     standard answer says it says too: nothing, less than half, at least half, all.  A wrong yes or no is a hallucination.
     """
     made = claims(answer)

@@ -7,7 +7,7 @@ from amp_min.world.texts import phrase_at
 from amp_min.world.vocabulary import COLORS, KINDS, SIZES, THEMES, USUAL_COLOR
 
 SPLITS = {"train": range(0, 8), "finetune": range(8, 11), "preference": range(11, 14), "tune": range(14, 17),
-          "eval": range(17, 20)}                                 # of 20 hash values; close-ups are known by their one group
+          "eval": range(17, 20)}  # of 20 hash values; close-ups are known by their one group
 
 
 # n -> the places for n objects side by side, each a list of cells (row, column)
@@ -59,7 +59,8 @@ def scenes(split, n, seed):
 
 
 def careless_view(scene, phantom_share, usual_color_share, rng):
-    """What a careless annotator believes to see: maybe one object too many (it fits the theme), colors as usual."""
+    """What a careless annotator believes to see: maybe one object too many (it fits the theme), colors as
+    usual."""
     groups = [dict(g, color=USUAL_COLOR[g["kind"]]) if rng.random() < usual_color_share else g for g in scene["groups"]]
     absent = [kind for kind in THEMES[scene["theme"]] if kind not in {g["kind"] for g in groups}]
     if absent and rng.random() < phantom_share:

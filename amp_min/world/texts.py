@@ -1,4 +1,5 @@
-"""What is said about a scene: descriptions, questions of MRHal's six aspects, and their answers, all true of the scene."""
+"""What is said about a scene: descriptions, questions of MRHal's six aspects, and their answers, all true of
+the scene."""
 
 from amp_min.world.vocabulary import (
     AFFORDANCES,
@@ -49,10 +50,11 @@ def phrase_at(group):
 
 
 def describe(scene, rng):
-    """A description that mentions every group once with number, size, color and place, and maybe one relation.
+    """A description that mentions every group once with number, size, color and place, and maybe one
+    relation.
 
-    It goes through the picture as one reads, row by row: with a free order every next word would be a guess, and a tiny
-    model that guesses learns to look far more slowly.
+    It goes through the picture as one reads, row by row: with a free order every next word would be a guess,
+    and a tiny model that guesses learns to look far more slowly.
     """
     groups = sorted(scene["groups"], key=lambda g: g["cells"][0])
     first = f"The image shows {phrase(groups[0])} {place(groups[0])}"

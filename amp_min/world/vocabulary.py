@@ -1,4 +1,5 @@
-"""What there is in the picture world: kinds of object, their colors, sizes, places, themes, and what is asked about them."""
+"""What there is in the picture world: kinds of object, their colors, sizes, places, themes, and what is asked
+about them."""
 
 from amp_min.world import drawing
 
