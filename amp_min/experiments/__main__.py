@@ -156,14 +156,19 @@ def write(base, name, seed, settings, folder):
     if name in demos:                   # copied, since every base keeps its own reference log-probs beside it
         shutil.copyfile(Path(settings.run) / demos[name], path)
         return
-    source, own = Path(settings.run) / demos["auto-check"], name.startswith("own-")
-    how = name.removeprefix("own-").removesuffix("-standard")
+    own, how = name.startswith("own-"), name.removeprefix("own-").removesuffix("-standard")
+    source = Path(settings.run) / demos["auto-check"]
     if own:
         source = folder / "rankings" / f"{base}-all-{how if how in CHECKS else 'recall'}.jsonl"
     rows = records.read(source, "preference")
     rows = rows if how in CHECKS else rankings.changed(rows, how, seed)
-    rows = (rankings.spaced(row, 4, "standard" in name) for row in rows) if own else rows
-    rankings.write(path, rows, name, seed, source)
+    with storage.Writer(path, {"ranking": name, "seed": seed}, [source]) as out:
+        for row in rows:
+            if own:                     # as verify.py --keep does: four different ones, spaced over the ranking
+                standard = name.endswith("-standard")
+                row = script.module_of("verify.py").selected(row, 4 - standard, standard, out.dropped)
+            if row:
+                out.write(row)
 
 
 # ---- 3. trainings ------------------------------------------------------------------------------------------
@@ -173,10 +178,12 @@ def options_of(name, preset):
     variant, ours = VARIANTS[name], PRESETS[preset]
     rate = ours["own"] if variant.rate == "own" else demo.PRESETS[preset][variant.rate]
     common = flags(f"{demo.PRESETS[preset]['train']} {ours['train']} {rate}")
+    if variant.rate == "mdpo":
+        common.setdefault("penalty", "1")                       # Eq. 6's, train.py's default
     options = common | flags(variant.options)
     # a multiple of the preset's, which is Eq. 6's 1 by default
-    if options.get("penalty", "").startswith("*"):
-        options["penalty"] = f"{float(options['penalty'][1:]) * float(common.get('penalty', 1)):g}"
+    if options.get("penalty", "").startswith("*"):              # a multiple of the preset's
+        options["penalty"] = f"{float(options['penalty'][1:]) * float(common['penalty']):g}"
     if (variant.ranking or "").startswith("few-"):              # as many steps on fewer rows
         options["epochs"] = f"{float(options.get('epochs', 4)) * 100 / int(variant.ranking[4:]):g}"
     return " ".join(f"--{key} {value}".strip() for key, value in sorted(options.items()))

@@ -16,7 +16,6 @@ from itertools import combinations, pairwise
 
 from amp_min import records
 from amp_min.experiments import intervals
-from amp_min.support import storage
 from amp_min.world import oracle
 
 
@@ -72,21 +71,6 @@ def best_first(row, values):
     return reordered(row, sorted(range(len(values)), key=lambda i: -values[i]))
 
 
-def spaced(row, K, standard):
-    """K of a row's answers, evenly spaced from the best to the worst; `standard`: the first is the standard
-    one.
-
-    Neighbors of a ranking are often equally good, and a pair of equals teaches nothing.
-    """
-    first, *generated = row["responses"]
-    n = K - 1 if standard else K
-    if len(generated) < n:
-        raise ValueError(f"row {row['id']!r} holds {len(generated)} generated answers; {n} are wanted")
-    kept = [generated[round(k * (len(generated) - 1) / max(1, n - 1))] for k in range(n)]
-    row = {key: value for key, value in row.items() if key != "initial_order"}
-    return row | {"responses": [first, *kept] if standard else kept}
-
-
 # ---- a file of rows ----------------------------------------------------------------------------------------
 
 def replaced(rows, share, error, seed):
@@ -111,12 +95,6 @@ def changed(rows, how, seed=0):
     value = {"oracle": by_rating, "claims": by_claims, "reversed": lambda row: range(len(row["responses"]) - 1),
              "random": lambda row: [rng.random() for _ in row["responses"][1:]]}[how]
     return (best_first(row, value(row)) for row in rows)
-
-
-def write(path, rows, name, seed, source):
-    with storage.Writer(path, {"ranking": name, "seed": seed}, [source]) as out:
-        for row in rows:
-            out.write(row)
 
 
 # ---- how good is an order? ---------------------------------------------------------------------------------
