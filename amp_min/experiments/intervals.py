@@ -1,82 +1,36 @@
-"""Is one row of a table better than another?  Paired differences with bootstrap intervals, and a verdict.
+"""Is one variant better than another?  A difference of means, its 95 % interval, and what the interval
+decides.
 
-Every metric here is a ratio of two sums over scenes: CHAIR_i is hallucinated / mentioned objects, F1 is
-2 TP / (said yes + is yes), a mean is sum / count.  So a training's answers shrink to two numbers a scene, and a
-resampled benchmark is a weighted sum of them.
+Every metric here is a ratio of two sums over scenes: CHAIR_i is invented / mentioned objects, POPE accuracy
+right / asked. A training's answers shrink to two numbers a scene, so a variant is an array (R, N, 2): R
+seeds, N scenes.
 
-The interval: both rows answered the same scenes, and were trained with the same seeds (order of the batches, the
-annotator's errors, sampling), so what is compared is their difference, scene by scene and seed by seed.
-  scenes   are resampled (bootstrap): drawn with replacement, the same ones for both rows, the difference averaged over
-           the seeds
-  seeds    are too few to resample: five would be drawn from five, and the interval come out a third too narrow.  To each
-           draw we add Student's t with R-1 degrees of freedom times the seeds' standard error
-95 % of the sums lie in the interval.  It covers the choice of the evaluation scenes and of the training seed (with one
-seed, of the scenes alone), and errs, if at all, on the wide side, since a seed's part holds some of the scenes' again.
-It does not cover the choice of the world, the pre-trained models or the preference prompts: those are the same
-throughout.  Many claims are tested: where there is no difference at all, one claim in twenty still gets a verdict.
+Two things are accidents: the seed (order of the batches, what is sampled) and which scenes stand in the
+benchmark. All variants were trained with the same seeds and answered the same scenes, so we look at
+differences d_r, one for each seed, in which most of both accidents has cancelled. How uncertain is their mean
+over R seeds?
+
+    Var(mean d) = s^2 / R + C
+
+s^2, the variance of d_r over the seeds, holds what a seed changes in the model *and* the scene noise that is
+a seed's own. C is the scene noise that all seeds have in common because they answered the same scenes: more
+seeds do not remove it. It can be read off: the covariance of two seeds' scene noise. Adding the whole
+bootstrap variance of the mean in place of C, as one is tempted to, counts the own part twice and makes the
+intervals 1.35 to 1.55 times too wide.
+
+The scene noise needs no bootstrap: near its value a ratio X / Y moves in a straight line, by (x_n - X/Y y_n)
+/ Y for scene n (the delta method). tests/test_experiments.py simulates all of it: of 100 pairs of equal
+variants some 5 get a verdict. The interval does not cover the choice of the world, of its pictures or of the
+preference prompts: there is one of each.
 """
 
-import json
 import math
-from collections import defaultdict
+from functools import lru_cache
 
 import numpy as np
 
-from amp_min import metrics, records
-from amp_min.world import oracle
 
-DRAWS = 10_000
-
-
-def scene_sums(answers, data):
-    """evaluate's answers file and its benchmark folder -> {metric: {scene: [numerator, denominator]}}.
-
-    A scene is known by its picture: POPE's questions about one picture stand or fall together.
-    """
-    asked = {(name, row["id"]): row for name in ("captions", "pope", "mrhal")
-             for row in records.read(f"{data}/{name}.jsonl", "prompt")}
-    sums = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    with open(answers, encoding="utf-8") as file:
-        for said in map(json.loads, file):
-            benchmark, _, how = said["benchmark"].partition("_")
-            row = asked[benchmark, said["id"]]
-            for metric, part, whole in counts(benchmark, how, said["answers"], row):
-                scene = sums[metric][row["image"]]
-                scene[0] += part
-                scene[1] += whole
-    return {metric: dict(scenes) for metric, scenes in sums.items()}
-
-
-def counts(benchmark, how, answers, row):
-    """What the answers to one row add: (metric, numerator, denominator)."""
-    if benchmark == "captions":
-        text = " ".join(answers)
-        said, shown, words = oracle.mentioned(text), oracle.present(row["scene"]), text.lower().split()
-        fours = list(zip(words, words[1:], words[2:], words[3:]))
-        return [(f"chair_i_{how}", len(said - shown), len(said)), (f"chair_s_{how}", bool(said - shown), 1),
-                (f"coverage_{how}", len(said & shown), len(shown)), (f"words_{how}", len(words), 1),
-                (f"repeated_{how}", len(fours) - len(set(fours)), len(fours))]      # share of 4-word runs said before
-    if benchmark == "pope":
-        yes, true = metrics.pope_answer(answers[0]) == "yes", row["label"] == "yes"
-        return [("pope_accuracy", yes == true, 1), ("pope_yes_ratio", yes, 1),
-                *((name, 2 * (yes and true), yes + true) for name in ("pope_f1", f"pope_{row['split']}_f1"))]
-    rated = oracle.row_ratings(answers, row["answers"], row["scene"])
-    wrong = [rating < metrics.HALLUCINATED_BELOW for rating in rated]
-    n = len(rated)                                                                              # Eq. 8, both sides
-    return [("mrhal_score_cumulative", sum(rated), n), ("mrhal_hallucination_cumulative", sum(wrong), n),
-            ("mrhal_score_mean", sum(rated) / n, 1), ("mrhal_hallucination_mean", sum(wrong) / n, 1)]
-
-
-def stack(sums):
-    """One {scene: [numerator, denominator]} a seed -> array (seeds, scenes, 2), scenes in one order.
-
-    Raises ValueError when the scenes are not the same: what is not paired must not be compared as pairs.
-    """
-    scenes = sorted(sums[0])
-    if any(sorted(one) != scenes for one in sums):
-        raise ValueError("the scenes differ between seeds or rows; evaluate them on the same benchmark")
-    return np.array([[one[scene] for scene in scenes] for one in sums], dtype=float)
-
+# ---- the difference and its noise --------------------------------------------------------------------------
 
 def ratio(numerator, denominator):
     """Their quotient, 0 where nothing was said (amp_min/metrics.py)."""
@@ -84,45 +38,109 @@ def ratio(numerator, denominator):
 
 
 def per_seed(sums):
-    """(seeds, scenes, 2) -> (seeds,): the metric."""
+    """(R, N, 2) -> (R,): the metric of each seed."""
     return ratio(*np.moveaxis(sums.sum(axis=1), -1, 0))
 
 
-def metric(scenes):
-    """One training's metric from its {scene: [numerator, denominator]}."""
-    return float(per_seed(stack([scenes]))[0])
+def influence(sums):
+    """(R, N, 2) -> (R, N): by how much each scene moves the metric; they add up to 0."""
+    x, y = np.moveaxis(sums, -1, 0)                                             # (R, N) each
+    return ratio(x - per_seed(sums)[:, None] * y, np.broadcast_to(y.sum(1, keepdims=True), y.shape))
 
 
-def difference(a, b, seed=0):
-    """Mean over seeds of metric(a) - metric(b), and its 95 % interval (low, high), or None with nothing to resample.
+def contrast(weighted):
+    """[(weight, sums (R, N, 2)), ...] -> (mean, its standard error, degrees of freedom) of the weighted sum
+    of metrics.
 
-    a, b (seeds, scenes, 2), paired in both.
+    Weights +1 and -1 compare two variants; +1 -1 -1 +1 ask whether a difference is larger here than there.
+    With one seed only the scenes are uncertain. ValueError where seeds or scenes are not the same.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"{a.shape} and {b.shape}: pairs need the same seeds and scenes")
-    R, N, _ = a.shape
-    estimate = float((per_seed(a) - per_seed(b)).mean())
-    if R * N == 1:
-        return estimate, None
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(N, [1 / N] * N, DRAWS).astype(float)                # (DRAWS, N) how often each scene is drawn
-    drawn = lambda x: ratio(times @ x[..., 0].T, times @ x[..., 1].T)           # (DRAWS, R)
-    differences = (drawn(a) - drawn(b)).mean(axis=1)                            # (DRAWS,)
-    if R > 1:
-        error = (per_seed(a) - per_seed(b)).std(ddof=1) / math.sqrt(R)
-        differences += error * rng.standard_t(R - 1, DRAWS)
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return estimate, (float(low), float(high))
+    if len({sums.shape for _, sums in weighted}) > 1:
+        raise ValueError(f"{[sums.shape for _, sums in weighted]}: what is compared needs the same seeds and scenes")
+    d = sum(weight * per_seed(sums) for weight, sums in weighted)               # (R,)
+    i = sum(weight * influence(sums) for weight, sums in weighted)              # (R, N)
+    R, N = i.shape
+    noise = i @ i.T * N / max(1, N - 1)  # (R, R) covariances of the scene noise
+    if R == 1:
+        return float(d[0]), math.sqrt(noise[0, 0]), N - 1
+    own = d.var(ddof=1) / R
+    shared = max(0.0, (noise.sum() - np.trace(noise)) / (R * (R - 1)))          # C: the mean off the diagonal
+    # The seeds' part rests on R - 1 degrees of freedom, the scenes' on N - 1; their sum lies between
+    # (Satterthwaite).
+    df = (own + shared) ** 2 / (own ** 2 / (R - 1) + shared ** 2 / max(1, N - 1)) if own + shared else R - 1
+    # Five seeds may happen to agree better than chance allows. The mean scene noise is a floor: seeds add,
+    # never take.
+    return float(d.mean()), math.sqrt(max(own + shared, noise.mean())), float(df)
 
 
-def verdict(interval):
-    """From the interval of an advantage alone: it holds when all of it is above zero."""
-    if interval is None or interval[0] <= 0 <= interval[1]:
+# ---- Student's t, without another package ------------------------------------------------------------------
+
+ANGLES = np.linspace(0, math.pi / 2, 20_001)  # with t = sqrt(df) tan(u) the density of |t| is cos(u)^(df - 1)
+
+
+@lru_cache(maxsize=4096)
+def student(df):
+    """P(|T| < t) at each of ANGLES."""
+    density = np.cos(ANGLES) ** (df - 1)
+    area = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return area / area[-1]
+
+
+def quantile(share, df):
+    """t with P(|T| < t) = share: 1.96 for 95 % and many degrees of freedom, 2.78 for four."""
+    return math.sqrt(df) * math.tan(np.interp(share, student(round(df, 1)), ANGLES))
+
+
+def p_value(t, df):
+    """P(|T| > t): how often chance alone would be as far from 0."""
+    return 1 - float(np.interp(math.atan(abs(t) / math.sqrt(df)), ANGLES, student(round(df, 1))))
+
+
+# ---- what an interval decides ------------------------------------------------------------------------------
+
+def region(test, margin):
+    """Where the true difference lies when a claim is right. To find no difference is not to show that there
+    is none."""
+    return {"better": (0, math.inf), "not worse": (-margin, math.inf), "as good as": (-margin, margin)}[test]
+
+
+def verdict(interval, test="better", margin=0.0):
+    """A claim holds when the whole interval lies in its region, and does not when none of it does."""
+    if interval is None:
         return "undecided"
-    return "holds" if interval[0] > 0 else "does not hold"
+    low, high = region(test, margin)
+    if low < interval[0] and interval[1] < high:
+        return "holds"
+    return "does not hold" if interval[1] < low or interval[0] > high else "undecided"
 
 
-def claim(text, paper, a, b, sign=1):
-    """One row of "claims": ours is a's advantage over b, positive when the claim is right."""
-    advantage, interval = difference(a, b) if sign > 0 else difference(b, a)
-    return {"claim": text, "paper": paper, "ours": advantage, "interval": interval, "verdict": verdict(interval)}
+def claim(text, paper, kind, weighted, test="better", margin=0.0):
+    """One row of "claims". ours: the contrast, positive when the claim is right (for "as good as": the
+    difference).
+
+    kind: "paper", "ours" or "control". p: the level at which the verdict would still stand. smallest: the
+    difference from the region's end that would be decided four times in five (80 % power) with this noise.
+    """
+    ours, error, df = contrast(weighted)
+    found = {"claim": text, "paper": paper, "kind": kind, "ours": ours, "interval": None, "p": 1.0, "smallest": None}
+    if df > 0:  # else one seed, one scene: nothing varies
+        t = quantile(0.95, df)
+        edge = min(abs(ours - end) for end in region(test, margin) if math.isfinite(end))
+        found |= {"interval": (ours - t * error, ours + t * error), "smallest": (t + quantile(0.6, df)) * error,
+                  # P(T < t) = .8 is P(|T| < t) = .6
+                  "p": p_value(edge / error, df) if error else float(edge == 0)}
+    return found | {"verdict": verdict(found["interval"], test, margin)}
+
+
+def holm(claims, level=0.05):
+    """The claims of one study, with "corrected": the verdict when the chance of *any* false one must stay
+    below 5 %.
+
+    Of forty true nothings two would get a verdict each at 5 %. Holm: the smallest p must pass 5 % / n, the
+    next 5 % / (n - 1), and so on; the first that fails, fails for all behind it.
+    """
+    passed = True
+    for rank, one in enumerate(sorted(claims, key=lambda one: one["p"])):
+        passed = passed and one["p"] < level / (len(claims) - rank)
+        one["corrected"] = one["verdict"] if passed else "undecided"
+    return claims

@@ -1,0 +1,129 @@
+"""One training with its evaluation, and what is counted in its answers: two numbers a scene and metric.
+
+A module of its own, so that a worker process can import it.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections import Counter, defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+from amp_min import demo, metrics, records
+from amp_min.experiments import intervals
+from amp_min.support import storage
+from amp_min.world import oracle
+
+# What a claim can be about; a relation's field is its own name ("above").
+KINDS = {"exists": "objects", "absent": "objects", "number": "numbers", "size": "sizes", "color": "colors", "place": "places"}
+
+
+def do(typed, path, data):
+    """In a worker: one variant's commands, then its result file."""
+    started, model = time.perf_counter(), path.with_suffix("")
+    with open(f"{model}.log", "w", encoding="utf-8") as log:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            demo.run_chain([demo.parsed(command) for command in typed], threads=1)
+    levels = levels_by_epoch(model / "log.jsonl") if model.is_dir() else []
+    sums = scene_sums(f"{model}.evaluate.json.answers.jsonl", data)
+    if levels and "log_ratio" in levels[-1]:            # as if of one scene: only seeds vary
+        moved = levels[-1]["log_ratio"]
+        sums |= {"log_ratio_first": {"all": [moved[0], 1]}, "log_ratio_last": {"all": [moved[-1], 1]}}
+    evaluated = json.loads(Path(f"{model}.evaluate.json").read_text(encoding="utf-8"))
+    storage.write_json(path, {"commands": typed, "metrics": evaluated["metrics"], "levels": levels, "sums": sums,
+                              "seconds": round(time.perf_counter() - started, 1)})
+    shutil.rmtree(model, ignore_errors=True)  # its answers stay; the weights of hundreds of models need not
+
+
+def prefers_worse(preferences, K=4):
+    """Share of the pairs of the first K levels in which the reference finds the worse answer likelier, or
+    None.
+
+    train.py keeps the reference's log-probs beside the preferences. In such pairs DPO has the order still to
+    learn.
+    """
+    logps = [load_file(path)["logps"].numpy()[:, :K] for path in preferences.parent.glob(f"{preferences.name}.reference-*")]
+    if not logps:
+        return None                                     # supervised training asks no reference
+    logps = max(logps, key=lambda one: one.shape[1])    # (rows, K)
+    return float(np.mean([logps[:, j] > logps[:, i] for i, j in combinations(range(logps.shape[1]), 2)]))
+
+
+def levels_by_epoch(log):
+    """train.py's log -> for each epoch {"logp": (K,), "log_ratio": (K,)}, means over its steps, best level
+    first."""
+    epochs = defaultdict(list)
+    for step in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        epochs[math.ceil(step["epoch"])].append(step | ({"log_ratio": step["ratio"]} if "ratio" in step else {}))
+    return [{key: np.mean([step[key] for step in steps], axis=0).tolist() for key in ("logp", "log_ratio")
+             if key in steps[0]} for steps in epochs.values()]
+
+
+# ---- answers -> sums ---------------------------------------------------------------------------------------
+
+def scene_sums(answers, data):
+    """evaluate's answers file and its benchmark folder -> {metric: {scene: [numerator, denominator]}}.
+
+    A scene is known by its picture: POPE's questions about one picture stand or fall together.
+    """
+    asked = {(name, row["id"]): row for name in ("captions", "pope", "mrhal")
+             for row in records.read(f"{data}/{name}.jsonl", "prompt")}
+    sums = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    with open(answers, encoding="utf-8") as file:
+        for said in map(json.loads, file):
+            benchmark, _, how = said["benchmark"].partition("_")
+            row = asked[benchmark, said["id"]]
+            for metric, part, whole in counts(benchmark, how, said["answers"], row):
+                scene = sums[metric][row["image"]]
+                scene[0] += part
+                scene[1] += whole
+    return {metric: dict(scenes) for metric, scenes in sums.items()}
+
+
+def counts(benchmark, how, answers, row):
+    """What the answers to one row add: (metric, numerator, denominator)."""
+    if benchmark == "captions":
+        return [(f"{metric}_{how}", part, whole) for metric, part, whole in description(" ".join(answers), row["scene"])]
+    if benchmark == "pope":
+        yes, true = metrics.pope_answer(answers[0]) == "yes", row["label"] == "yes"
+        return [("pope_accuracy", yes == true, 1), ("pope_yes_ratio", yes, 1), ("pope_f1", 2 * (yes and true), yes + true)]
+    rated = oracle.row_ratings(answers, row["answers"], row["scene"])
+    wrong = [rating < metrics.HALLUCINATED_BELOW for rating in rated]
+    return [("mrhal_score_cumulative", sum(rated), len(rated)),                                 # Eq. 8, left
+            ("mrhal_hallucination_cumulative", sum(wrong), len(rated))]
+
+
+def description(text, scene):
+    said, shown, words = oracle.mentioned(text), oracle.present(scene), text.lower().split()
+    fours = list(zip(words, words[1:], words[2:], words[3:]))
+    decided, false = Counter(), Counter()
+    for one in oracle.claims(text):
+        truth, kind = oracle.is_true(one, scene), KINDS.get(one.field, "relations")
+        decided[kind] += truth is not None  # None: about something that is not there, counted already
+        false[kind] += truth is False
+    return [("false_claims", false.total(), decided.total()), ("chair_i", len(said - shown), len(said)),
+            ("coverage", len(said & shown), len(shown)), ("words", len(words), 1),
+            ("repeated", len(fours) - len(set(fours)), len(fours)),  # share of 4-word runs said before
+            *((f"false_{kind}", false[kind], decided[kind]) for kind in (*dict.fromkeys(KINDS.values()), "relations"))]
+
+
+def stack(sums):
+    """One {scene: [numerator, denominator]} a seed -> array (R, N, 2), scenes in one order.
+
+    Raises ValueError when the scenes are not the same: what is not paired must not be compared as pairs.
+    """
+    scenes = sorted(sums[0])
+    if any(sorted(one) != scenes for one in sums):
+        raise ValueError("the scenes differ between seeds or variants; evaluate them on the same benchmark")
+    return np.array([[one[scene] for scene in scenes] for one in sums], dtype=float)
+
+
+def metric(scenes):
+    """One training's metric from its {scene: [numerator, denominator]}."""
+    return float(intervals.per_seed(stack([scenes]))[0])
