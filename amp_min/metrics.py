@@ -172,8 +172,8 @@ def llava_bench(scores, categories=None):
 def cumulative_and_mean(dialogues):
     """Eq. 8 over per-round values r_ij of N dialogues, which may differ in length: (cumulative, mean).
 
-    cumulative: every round weighs the same; mean: every dialogue does. They part where length and quality go
-    ValueError for no dialogues, or one without rounds, which has no mean.
+    cumulative: every round weighs the same; mean: every dialogue does. They part where length and quality
+    go together. ValueError for no dialogues, or one without rounds, which has no mean.
     """
     _check("dialogues", dialogues)
     for n, rounds in enumerate(dialogues):

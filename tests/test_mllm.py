@@ -140,7 +140,7 @@ def test_logps_equal_those_of_transformers(m, n, features, tiny_world):
 def test_look_is_what_transformers_sees(small_model, features, tiny_world):
     paths = sorted((tiny_world / "eval" / "images").iterdir())[:4]
     pixel_values = mllm.pixels(small_model, map(pictures.open_image, paths))
-    assert pixel_values.shape == (4, 3, 48, 48) and features.shape == (4, P, 96)
+    assert pixel_values.shape == (4, 3, 48, 48) and features.shape == (4, P, 2 * 96)
     with torch.no_grad():
         expected = small_model.model.model.get_image_features(pixel_values=pixel_values)
         expected = getattr(expected, "pooler_output", expected)          # a list of (P, D), or an output that holds it
