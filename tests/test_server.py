@@ -29,7 +29,7 @@ from amp_min.support.script import UserError
 
 @pytest.fixture
 def serve():
-    """A function that starts a server; each request's body goes through `reply` -> (status, object or text)."""
+    """A function that starts a server; each request's body goes to `reply` -> (status, object or text)."""
     running = []
 
     def start(reply):
@@ -67,7 +67,8 @@ def header(tiny_world, tmp_path):
     picture = next((tiny_world / "eval" / "images").iterdir())
     (tmp_path / given["image"]).write_bytes(picture.read_bytes())
     (tmp_path / "prompts.jsonl").write_text(json.dumps(given) + "\n", encoding="utf-8")
-    return ["--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "out.jsonl", "--beams", 1], picture, promised
+    flags = ["--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "out.jsonl", "--beams", 1]
+    return flags, picture, promised
 
 
 def test_a_server_gives_the_row_of_the_header(serve, header, tmp_path):
@@ -107,18 +108,20 @@ def test_answers_come_in_order_several_at_once_and_go_on_after_an_interruption(s
             together -= 1
         if number == broken_after:
             return 400, "out of order"
-        text = " ".join(part["text"] for one in body["messages"][::2] for part in one["content"] if "text" in part)
+        asked_for = [part for one in body["messages"][::2] for part in one["content"]]
+        text = " ".join(part["text"] for part in asked_for if "text" in part)
         return said(f"{body.get('seed')} {text}", "length" if len(body["messages"]) > 1 else "stop")
 
-    flags = ["--strategy", "self", "--models", "m", "--samples", 2, "--prompts", prompts, "--server", serve(reply),
-             "--batch", 4, "--block", 2]
+    flags = ["--strategy", "self", "--models", "m", "--samples", 2, "--prompts", prompts,
+             "--server", serve(reply), "--batch", 4, "--block", 2]
     broken_after = None
     run(*flags, "--out", tmp_path / "whole.jsonl")
     made = lines(tmp_path / "whole.jsonl")
     assert [row["id"] for row in made] == [row["id"] for row in rows] and most == 4
     for row in made:
         _, one, other = row["responses"]
-        assert one["answers"][0].endswith(row["questions"][0]) and one["answers"] != other["answers"]      # own seeds
+        assert one["answers"][0].endswith(row["questions"][0])
+        assert one["answers"] != other["answers"]                       # seeds of their own
         assert one.get("cut", [False]) == [turn > 0 for turn in range(len(row["questions"]))]
     whole, broken_after = len(asked), len(asked) + len(asked) // 2
     with pytest.raises(UserError, match="refused with status 400: out of order"):
@@ -144,7 +147,8 @@ def test_retries_end_in_one_line(serve, monkeypatch):
     with pytest.raises(UserError, match=f"^{url}/: refused with status 503: busy now$"):
         server.ask(server.connect(url), "m", [])
     assert len(tries) == 3
-    for wrong, says in (url.replace("/v1", ""), "refused with status 404"), ("http://127.0.0.1:9/v1", "cannot be reached"):
+    nobody = "http://127.0.0.1:9/v1"
+    for wrong, says in (url.replace("/v1", ""), "refused with status 404"), (nobody, "cannot be reached"):
         with pytest.raises(UserError, match=says):
             server.ask(server.connect(wrong), "m", [])
     with pytest.raises(UserError, match="replied with something else than a chat completion"):
@@ -175,11 +179,12 @@ def test_transformers_serve_gives_the_answers_that_we_give(family, tiny_world, t
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.5)
-        flags = ["--models", family / "llava-2b", "--prompts", tiny_world / "preference" / "prompts.jsonl", "--beams", 1,
-                 "--max-new-tokens", 16, "--repetition-penalty", 1, "--batch", 2]
+        prompts = tiny_world / "preference" / "prompts.jsonl"
+        flags = ["--models", family / "llava-2b", "--prompts", prompts, "--beams", 1, "--max-new-tokens", 16,
+                 "--repetition-penalty", 1, "--batch", 2]
         run(*flags, "--out", tmp_path / "served.jsonl", "--server", f"http://127.0.0.1:{port}/v1")
         run(*flags, "--out", tmp_path / "here.jsonl")
-        assert lines(tmp_path / "served.jsonl") == lines(tmp_path / "here.jsonl"), (tmp_path / "log").read_text()
+        assert lines(tmp_path / "served.jsonl") == lines(tmp_path / "here.jsonl")
     finally:
         process.terminate()
         process.wait()

@@ -165,25 +165,25 @@ def report(model, settings, width, image_tokens, available):
     return f"{line}; take {rank} or a smaller model"
 
 
-def answering_batch(model, asked, beams, tokens, device, most=64):
-    """How many conversations are answered together: `asked`, or for 0 the largest power of two up to `most`
-    that fits.
+def answering_batch(m, asked, beams, new_tokens, most=64):
+    """How many conversations are answered together: `asked`, or for 0 what fits, a power of two up to `most`.
 
-    Prints the estimate. tokens: of a prompt with its picture and the longest answer. Generation keeps keys
-    and values of every token in every layer, for every beam; to that come one layer's activations while the
-    prompt is read and a few copies of the last token's logits.
+    m: an Mllm; new_tokens: the longest answer. Prints the estimate. Generation keeps the keys and values of
+    every token in every layer, for every beam; to that come one layer's activations while the prompt is read
+    and a few copies of the last token's logits.
     """
-    text, weights = model.config.text_config, sum(p.nbytes for p in model.parameters())
-    width, tokens = next(model.parameters()).element_size(), min(tokens, text.max_position_embeddings)
+    text, weights = m.model.config.text_config, sum(p.nbytes for p in m.model.parameters())
+    width = m.model.dtype.itemsize
+    tokens = min(m.image_tokens + PROMPT + new_tokens, text.max_position_embeddings)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width              # bytes a token
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width         # bytes a token
     passing = (4 * text.hidden_size + 3 * text.intermediate_size) * width
     one = beams * (tokens * (cache + passing) + 3 * 4 * text.vocab_size)  # bytes a conversation
-    room, batch = capacity(device), asked or most
+    room, batch = capacity(m.device), asked or most
     while room and not asked and batch > 1 and SPARE * (weights + batch * one) > room:
         batch //= 2
     unit, name = (GB, "GB") if weights > GB else (2**20, "MB")
-    print(f"memory: weights {weights / unit:.1f} {name}, {one / unit:.2f} {name} for each conversation of {beams} x {tokens} "
-          f"tokens; {batch} are answered together, {SPARE * (weights + batch * one) / unit:.1f} {name}"
-          + (f" of {room / GB:.0f} GB" if room else ""))
+    print(f"memory: weights {weights / unit:.1f} {name}, {one / unit:.2f} {name} for each conversation of {beams} "
+          f"x {tokens} tokens; {batch} are answered together, {SPARE * (weights + batch * one) / unit:.1f} "
+          f"{name}" + (f" of {room / GB:.0f} GB" if room else ""))
     return batch

@@ -1,7 +1,7 @@
 """A model that another program serves, behind the protocol that they share: POST URL/chat/completions.
 
-Spoken by vLLM, SGLang and `transformers serve`; URL ends in /v1. So a 34B model, or a judge, runs on the engine that
-somebody already has. A key, where one is needed, is read from the environment variable OPENAI_API_KEY.
+Spoken by vLLM, SGLang and `transformers serve`; URL ends in /v1. So a 34B model, or a judge, runs on the
+engine that somebody already has. A key, where one is needed, is read from the environment variable OPENAI_API_KEY.
 """
 
 import base64
@@ -21,10 +21,10 @@ try:
 except ImportError:              # optional: nothing else needs it
     httpx = None
 
-# Settings that are sent and may be ignored there. A penalty counts the words of the prompt on most servers, too, and
-# none keeps an answer from holding special tokens.
+# What is asked and may not happen there. vLLM's repetition penalty counts the words of the prompt, too, and
+# the protocol has no way to forbid special tokens.
 MAY_IGNORE = ["repetition_penalty", "seed", "no special tokens"]
-WAITS = (1, 2, 4, 8, 16)         # seconds before each new try: a server that starts or is full recovers in these
+WAITS = (1, 2, 4, 8, 16)         # seconds before each new try: a server that is starting or full recovers
 
 
 def connect(url):
@@ -40,7 +40,8 @@ def connect(url):
 def complete(client, model, messages, **settings):
     """One answer: (text, whether it was cut off at max_tokens). settings: more keys of the request's body.
 
-    Tried again while the server cannot be reached or says that it is busy; then, and for any other refusal, UserError.
+    Tried again while the server cannot be reached or says that it is busy; then, and for any other refusal,
+    UserError.
     """
     for wait in (*WAITS, None):
         busy = True
@@ -54,7 +55,8 @@ def complete(client, model, messages, **settings):
         except httpx.TransportError as error:
             problem = f"cannot be reached: {' '.join(str(error).split())[:160] or type(error).__name__}"
         except (ValueError, LookupError, TypeError, AttributeError):
-            busy, problem = False, "replied with something else than a chat completion; does the address end in /v1?"
+            busy = False
+            problem = "replied with something else than a chat completion; does the URL end in /v1?"
         if not busy or wait is None:
             raise UserError(f"{client.base_url}: {problem}")
         time.sleep(wait)
@@ -66,7 +68,7 @@ def ask(client, model, messages, **settings):
 
 
 def converse(client, model, pictures, questions, decoding, at_once, seeds=None):
-    """What decoding.converse gives, from a server: (N lists of answers, N lists of bools), several under way together.
+    """What decoding.converse gives, from a server: (N lists of answers, N lists of bools).
 
     pictures: N paths; questions: N lists; decoding, seeds: as there; at_once: conversations under way together.
     """
@@ -76,13 +78,14 @@ def converse(client, model, pictures, questions, decoding, at_once, seeds=None):
         body["repetition_penalty"] = decoding["repetition_penalty"]
 
     def talk(i):
-        # Sent as we would see it (upright, RGB), without loss: the server's eyes and ours get the same pixels.
+        # Sent as we would see it, upright and in RGB, without loss: the server gets the same pixels.
         png = io.BytesIO()
         open_image(pictures[i]).save(png, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
         picture, messages, answers = [{"type": "image_url", "image_url": {"url": url}}], [], []
         for turn, question in enumerate(questions[i]):
-            messages.append({"role": "user", "content": picture * (turn == 0) + [{"type": "text", "text": question}]})
+            content = picture * (turn == 0) + [{"type": "text", "text": question}]
+            messages.append({"role": "user", "content": content})
             drawn = {"seed": random.Random(f"{seeds[i]} {turn}").getrandbits(31)} if seeds else {}
             answers.append(complete(client, model, messages, **body, **drawn))
             messages.append({"role": "assistant", "content": answers[-1][0]})

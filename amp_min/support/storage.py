@@ -43,13 +43,14 @@ class Writer:
     finished file resumes with nothing left to do.
 
     settings: JSON-like dict; its key "resume" is left out. inputs: the files that the rows are made from.
+    facts: what else the caller wants to have in the meta file, by key.
     dropped: Counter of reason -> rows, for the caller to fill; it goes to "<path>.meta.json" with settings, sha256 of
     the inputs, counts, versions and seconds. Equal runs give byte-identical JSONL; seconds stand only in the meta file.
     """
 
     def __init__(self, path, settings, inputs, resume=False, key=itemgetter("id")):
         self.path, self.part, self.key = Path(path), Path(f"{path}.part"), key
-        self.resume, self.done, self.dropped, self.written = resume, set(), Counter(), 0
+        self.resume, self.done, self.dropped, self.facts, self.written = resume, set(), Counter(), {}, 0
         settings = {name: value for name, value in settings.items() if name != "resume"}
         self.run = {"settings": json.loads(json.dumps(settings, default=str)),          # as they will be read back
                     "inputs": {str(source): sha256_file(source) for source in inputs}}
@@ -133,7 +134,7 @@ class Writer:
             raise UserError(f"{self.path}: not written, no row was left; dropped: {dropped}")
         rows = {"read": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
         seconds = round(time.perf_counter() - self.started, 3)
-        write_json(f"{self.path}.meta.json", self.run | {"rows": rows, "versions": versions(), "seconds": seconds})
+        write_json(f"{self.path}.meta.json", self.run | self.facts | {"rows": rows, "versions": versions(), "seconds": seconds})
         os.replace(self.part, self.path)
         self.leave_nothing()
 
