@@ -1,4 +1,4 @@
-"""What every model here needs first: a device, a number format, and a `from_pretrained` whose failures are one line."""
+"""What every model needs first: a device, a number format, and a `from_pretrained` that fails in one line."""
 
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def pretrained(load, name, **kwargs):
         raise UserError(f"{name}: has no config.json, so it is not a model folder")
     pickles = [path.name for end in ("bin", "pt", "pth") for path in sorted(Path(name).glob(f"*.{end}"))]
     if pickles and not any(Path(name).glob("*.safetensors")):
-        raise UserError(f"{name}: its weights are a pickle, {pickles[0]}, which can run code when it is read; only safetensors are read: "
-                        "save them as such where you trust the file")
+        raise UserError(f"{name}: its weights are a pickle, {pickles[0]}, which can run code when it is "
+                        "read; only safetensors are read: save them as such where you trust the file")
     if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
         raise UserError(f"{name}: no such model folder")
     try:
@@ -43,6 +43,6 @@ def pretrained(load, name, **kwargs):
             raise                                # script.run has better advice
         first = str(error).strip().split("\n")[0].rstrip(".")
         if not Path(name).is_dir():
-            raise UserError(f"{name}: cannot be had from the hub ({first}); download it where there is a network with "
-                            f"`hf download {name} --local-dir DIR` and give DIR instead") from error
+            raise UserError(f"{name}: cannot be had from the hub ({first}); where there is a network, "
+                            f"`hf download {name} --local-dir DIR`, and give DIR instead") from error
         raise UserError(f"{name}: cannot be loaded: {first}") from error
