@@ -41,6 +41,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -50,6 +51,7 @@ from amp_min.support.hub import choose_device
 from amp_min.support.script import BadRow, UserError, arg, command_line, needed, run
 
 # M chunks (or sentences) of the standard answer, N of a generated one; D features; K responses of a row.
+MOST_FEATURES = 50_000       # texts whose features are kept for later rows: 150 MB at 768 numbers each
 
 
 @dataclass
@@ -63,13 +65,9 @@ class Settings:
     symmetric: bool = arg(False, "average recall with precision (not in the paper)")
     # To a text encoder "a red car" and "a blue car" are nearly the same.
     attributes: bool = arg(False, "a match needs equal colors, numbers, sizes and places (not in the paper)")
-    # Models repeat one another: of rows that are encoded together, an equal text is encoded once.
-    rows_at_once: int = arg(256, "rows parsed and encoded together; more memory, same result", min=1)
+    rows_at_once: int = arg(256, "rows parsed and encoded together: faster, more memory, same result", min=1)
     skip_bad: bool = arg(False, "drop and count rows that cannot be used, instead of stopping")
     resume: bool = arg(False, "go on with OUT.part of an interrupted run")
-
-
-MOST_FEATURES = 50_000       # texts whose features are kept for later rows: 150 MB at 768 numbers each
 
 
 def main(argv=None):
@@ -80,36 +78,39 @@ def main(argv=None):
     with storage.open_input(settings.candidates) as file:
         lines = sum(1 for _ in file)
     nlp, encoder = chunks.load_parser(), autocheck.load_encoder(settings.encoder, choose_device())
-    started, long_texts, features = time.perf_counter(), 0, {}
+    started, features, counts = time.perf_counter(), {}, Counter()
     inputs = [settings.candidates, *storage.weights(settings.encoder)]
     with (storage.Writer(settings.out, asdict(settings), inputs, settings.resume) as out,
           tqdm(total=lines, initial=len(out.done), unit="row", disable=None) as bar):    # on a terminal only
-        rows = rows_to_rank(settings, out)
+        rows = rows_to_rank(settings, out, encoder)
         # One block of rows is in memory at a time, so a file may be long. Each row passes steps 1 to 5.
         while block := list(islice(rows, settings.rows_at_once)):
             found = find_chunks(nlp, block)                                 # answer -> its chunks
-            long_texts += add_features(encoder, features, block, found)     # text -> its feature (D,)
+            add_features(encoder, features, block, found, counts)           # text -> its feature (D,)
             for row in block:
                 out.write(rank_responses(row, found, features, settings))
             bar.update(len(block))
-    report(settings.out, out.written, time.perf_counter() - started, long_texts)
+    report(settings.out, counts, out.written, time.perf_counter() - started)
 
 
 # ---- 1. Read -----------------------------------------------------------------------------------------------
 # Everything is measured against responses[0]. A model's answer in that place would be taken for the truth and
 # nothing later could tell, so a row without a standard answer there is bad, and is named with its line.
+# So is one with the encoder's end token in it: behind it the encoder is blind, and anything could be claimed.
 
-def rows_to_rank(settings, out):
+def rows_to_rank(settings, out, encoder):
     """The usable rows of the input that are not in the output yet."""
     def drop(bad):
         out.dropped[bad.reason] += 1
-
-    def standard_first(row):
+    def can_be_ranked(row):
         first, *others = [response["source"] for response in row["responses"]]
         if first != "standard" or "standard" in others:
             raise BadRow('responses[0], and no other, must have source "standard"; put the true answer there')
+        for k, response in enumerate(row["responses"]):
+            if token := autocheck.special_token_in(encoder, " ".join(response["answers"])):
+                raise BadRow(f"responses[{k}].answers hold {token!r}, no text to the encoder; take it out")
 
-    rows = records.read(settings.candidates, "candidate", settings.skip_bad, drop, standard_first)
+    rows = records.read(settings.candidates, "candidate", settings.skip_bad, drop, can_be_ranked)
     return (row for row in rows if row["id"] not in out.done)
 
 
@@ -118,9 +119,9 @@ def rows_to_rank(settings, out):
 # other. In the row above the standard answer has three: "A brown dog", "a red sofa" and "Two cushions".
 
 def find_chunks(nlp, block):
-    """answer -> its chunks, for every answer of a block. Equal ones, of which models give many, once."""
-    answers = [answer for row in block for response in row["responses"] for answer in response["answers"]]
-    answers = list(dict.fromkeys(answers))
+    """answer -> its chunks, for every answer of a block. Models repeat one another: each text once."""
+    answers = list(dict.fromkeys(answer for row in block for response in row["responses"]
+                                 for answer in response["answers"]))
     return dict(zip(answers, chunks.noun_chunks_of(nlp, answers)))
 
 
@@ -128,9 +129,9 @@ def levels(standard, generated, found):
     """What is compared in one round: a list of (standard texts, generated texts), the local level first."""
     sides = found[standard], found[generated]
     # "Yes." names nothing to look for, and the paper is silent about it: here the whole answers are compared.
-    # A generated answer without chunks, beside a standard one that has some, offers no match and gets 0.
+    # A generated answer without chunks, beside a standard one with some, gets 0, and so does a blank one.
     if not sides[0]:
-        return [([autocheck.plain(standard)], [autocheck.plain(generated)])]
+        return [tuple([autocheck.plain(text)] if text.strip() else [] for text in (standard, generated))]
     # Local: every chunk by itself. It is exact about things, but blind to who does what to whom.
     local = [[autocheck.plain(chunk.text) for chunk in side] for side in sides]
     # Global: the sentences that the chunks stand in, each of them once. They keep the chunks together.
@@ -142,8 +143,8 @@ def levels(standard, generated, found):
 # "A red couch" should match "a red sofa", though the words differ. An encoder maps a text to a vector so that
 # similar meanings point in similar directions; what is compared from here on are vectors, not letters.
 
-def add_features(encoder, features, block, found):
-    """Encode each text that the block needs and `features` lacks; returns how many of them were too long."""
+def add_features(encoder, features, block, found, counts):
+    """Encode each text that the block needs and `features` lacks; count those that are hard to read."""
     if len(features) > MOST_FEATURES:
         features.clear()
     texts = {}                                           # a dict, not a set: the same order in every run
@@ -155,7 +156,8 @@ def add_features(encoder, features, block, found):
     new = [text for text in texts if text not in features]
     encoded, too_long = autocheck.encode(encoder, new)                      # (len(new), D), each of length 1
     features.update(zip(new, encoded))
-    return too_long
+    unknown = sum(share > 0 for share in autocheck.unknown_shares(encoder, new))
+    counts.update(texts_longer_than_encoder_window=too_long, texts_with_unknown_tokens=unknown)     # adds up
 
 
 # ---- 4. Compare --------------------------------------------------------------------------------------------
@@ -205,24 +207,23 @@ def rank_responses(row, found, features, settings):
 # ---- 6. Report ---------------------------------------------------------------------------------------------
 # Read these counts before you train. When no row changed order, the check did nothing: look at the evidence
 # of a few rows. In a row with equal answers one pair has nothing to teach, so many of them waste a training.
+# Many unknown tokens mean that the encoder was trained on another language, or without digits: take another.
 
-def report(path, written, seconds, long_texts):
+def report(path, counts, written, seconds):
     """Count over the whole output, rows of an interrupted run included; add the counts to the meta file."""
-    counts = Counter(rows=0, rows_reordered=0, rows_with_equal_answers=0)
     for row in records.read(path, "preference"):
-        answers = [tuple(response["answers"]) for response in row["responses"]]
-        counts["rows"] += 1
-        counts["rows_reordered"] += row["initial_order"] != sorted(row["initial_order"])
-        counts["rows_with_equal_answers"] += len(set(answers)) < len(answers)
-    with open(f"{path}.meta.json", encoding="utf-8") as file:
-        meta = json.load(file)
-    meta["auto_check"] = counts | {"texts_longer_than_encoder_window": long_texts}
-    storage.write_json(f"{path}.meta.json", meta)
-    print(f"{written} rows in {seconds:.1f} s ({written / seconds:.1f} rows/s) -> {path}")
-    print(f"of all {counts['rows']} rows {counts['rows_reordered']} changed order, "
+        order, answers = row["initial_order"], [tuple(response["answers"]) for response in row["responses"]]
+        counts.update(rows=1, rows_reordered=order != sorted(order),
+                      rows_with_equal_answers=len(set(answers)) < len(answers))
+    meta = json.loads(Path(f"{path}.meta.json").read_text(encoding="utf-8"))
+    storage.write_json(f"{path}.meta.json", meta | {"auto_check": counts})
+    print(f"{written} rows in {seconds:.1f} s ({written / seconds:.1f} rows/s) -> {path}; of all "
+          f"{counts['rows']} rows {counts['rows_reordered']} changed order, "
           f"{counts['rows_with_equal_answers']} hold equal answers")
-    if long_texts:
-        print(f"{long_texts} texts were longer than the encoder's window and were encoded in parts")
+    if n := counts["texts_longer_than_encoder_window"]:
+        print(f"{n} texts were longer than the encoder's window and were encoded in parts")
+    if n := counts["texts_with_unknown_tokens"]:
+        print(f"{n} texts hold tokens that the encoder does not know; what is half unknown matches nothing")
 
 
 if __name__ == "__main__":

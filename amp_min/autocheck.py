@@ -12,12 +12,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    CLIPTextModelWithProjection,
-)
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 from transformers.utils import logging
 
 from amp_min.support.hub import pretrained
@@ -96,8 +91,9 @@ def plain(text):
 # exclude one another here, except those between the same two bars, which mean the same.
 AXES = {
     "color": "red crimson scarlet|orange|yellow golden|green|blue navy|purple violet|pink|brown|black|white|"
-              "gray grey silver",
-    "number": "a an one single|two pair couple|three|four|five|six|seven|eight|nine|ten",
+             "gray grey silver",
+    "number": "zero|a an one single|two pair couple|three|four|five|six|seven|eight|nine|ten|eleven|"
+              "twelve dozen|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty",
     "size": "big large huge giant|small little tiny",
     "height": "tall|short",
     "side": "left|right",
@@ -113,22 +109,20 @@ NEGATIONS = {"no", "not", "n't", "without", "never", "none"}
 def attributes_of(text):
     """Axis -> set of meanings that the words of `text` have on it, and whether the text denies something."""
     found = {"denied": {False}}
-    for word in re.findall(r"n't|[a-z]+(?=n't)|[a-z]+", text):
+    for word in re.findall(r"n't|[a-z]+(?=n't)|[a-z]+|\d{1,18}", text):
         if word in NEGATIONS:
             found["denied"] = {True}
-        elif word in MEANINGS:
-            axis, meaning = MEANINGS[word]
+        elif word in MEANINGS or word.isdigit():
+            axis, meaning = MEANINGS.get(word) or ("number", int(word))     # the words count from zero, too
             found.setdefault(axis, set()).add(meaning)
     return found
 
 
 def agreement(standard, generated):
-    """(M, N) of bool, not in the paper: False where two texts name different colors, numbers, sizes or
-    places.
+    """(M, N) of bool, not in the paper: False where two texts name other colors, numbers, sizes or places.
 
-    A text that says nothing on an axis contradicts nothing; two texts with several meanings agree when they
-    share one. Lists of words, no understanding: "not only red" denies, and "orange" is a color even where it
-    is a fruit.
+    A text that says nothing on an axis contradicts nothing; two with several meanings agree when they share
+    one. Lists of words, no understanding: "not only red" denies, and "orange" is a color where it is a fruit.
     """
     a, b = ([attributes_of(text) for text in texts] for texts in (standard, generated))
     return torch.tensor([[all(x[axis] & y[axis] for axis in x.keys() & y.keys()) for y in b] for x in a])
@@ -144,12 +138,10 @@ class Encoder(NamedTuple):
 
 
 def load_encoder(name, device="cpu"):
-    """A folder or hub id -> Encoder: CLIP's text tower and projection, or any sentence encoder that AutoModel
-    loads.
+    """A folder or hub id -> Encoder: a CLIP's text tower and projection, or a sentence encoder for AutoModel.
 
     A sentence encoder's feature is the mean over its tokens, whatever pooling its authors trained it with.
-    Reads safetensors only. Raises UserError, one line, when the weights cannot be had or do not fit their
-    tokenizer.
+    Reads safetensors only. UserError when the weights cannot be had or do not fit their tokenizer.
     """
     config = pretrained(AutoConfig.from_pretrained, name)
     tokenizer = pretrained(AutoTokenizer.from_pretrained, name)
@@ -164,11 +156,13 @@ def load_encoder(name, device="cpu"):
                              output_loading_info=True)
     logging.set_verbosity(before)
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]     # BERT's is not used
-    wrong = missing + list(info["mismatched_keys"])
-    if wrong:
+    if wrong := missing + list(info["mismatched_keys"]):
         raise UserError(f"{name}: weights do not fit the model: {sorted(map(str, wrong))[:3]}")
     text = config.text_config if config.model_type == "clip" else config
-    window = min(text.max_position_embeddings, tokenizer.model_max_length)
+    # RoBERTa, XLM-R and MPNet number their positions from behind the padding id: 514 of them read 512 tokens.
+    unused = [layer.padding_idx + 1 for part, layer in model.named_modules()
+              if part.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None]
+    window = min(text.max_position_embeddings - sum(unused), tokenizer.model_max_length)
     check_encoder(name, tokenizer, text, is_clip)
     return Encoder(model.to(device).eval(), tokenizer, is_clip, window)
 
@@ -182,18 +176,28 @@ def check_encoder(name, tokenizer, config, is_clip):
         return
     ids = tokenizer("a dog").input_ids
     # CLIP reads its feature off the end token. With eos_token_id 2, an old mistake in OpenAI's configs that
-    # transformers keeps working, it takes the position of the largest id instead, which then must be the end
-    # token.
+    # transformers keeps working, it takes the position of the largest id instead: that must be the end token.
     end = max(ids) if config.eos_token_id == 2 else config.eos_token_id
     if ids[-1] != end:
         raise UserError(f"{name}: the tokenizer ends a text with token {ids[-1]}, the model (eos_token_id "
                         f"{config.eos_token_id}) takes its feature at token {end}; give both one end token")
 
 
+def special_token_in(encoder, text):
+    """A special token that the encoder would see in `text`, or None. Behind its end token CLIP is blind."""
+    # One letter is none: some CLIPs pad with "!".
+    return next((s for s in encoder.tokenizer.all_special_tokens if len(s) > 1 and s in plain(text)), None)
+
+
+def unknown_shares(encoder, texts):
+    """For each text, the share of its tokens that the encoder does not know: to it they are all one word."""
+    tokens = encoder.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+    return [ids.count(encoder.tokenizer.unk_token_id) / max(1, len(ids)) for ids in tokens]
+
+
 @torch.no_grad()
 def encode(encoder, texts, B=32):
-    """texts -> (features (len(texts), D) of length 1, number of texts that were longer than the model's
-    window).
+    """texts -> (features (len(texts), D) of length 1, number of texts longer than the model's window).
 
     A longer text (CLIP reads 77 tokens) is cut into windows; its feature is their mean, weighted by their
     tokens. Nothing is dropped. Every batch holds B windows of one length, filled up with copies: a matrix
@@ -219,6 +223,8 @@ def encode(encoder, texts, B=32):
     weighted = torch.stack(windows) * lengths[:, None]                  # (windows, D)
     sums = torch.zeros(len(texts), weighted.shape[1]).index_add(0, owner, weighted)
     features = torch.nn.functional.normalize(sums, dim=1)               # (len(texts), D)
+    # Without digits "3 dogs" and "5 dogs" are both "<unk> dogs". What is half unknown is similar to nothing.
+    features[torch.tensor(unknown_shares(encoder, texts)) >= 0.5] = 0
     if not features.isfinite().all():
         raise UserError("the encoder's features are not finite: its weights are damaged")
     return features, int((owner.bincount(minlength=len(texts)) > 1).sum())

@@ -14,6 +14,8 @@ from transformers import (
     CLIPModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from amp_min import autocheck
@@ -99,6 +101,8 @@ def test_rank_is_by_accuracy_then_score_then_place(scores):
     ("a man who isn't tall", "a man who is tall", False),
     ("a big red car", "a small red car", False), ("a cup under the table", "a cup above the table", False),
     ("the left door", "the right door", False), ("a dog", "a cat", True), ("tables", "covered", True),
+    ("4 cups", "6 cups", False), ("4 cups", "four cups", True), ("11 cups", "twelve cups", False),
+    ("a dozen cups", "12 cups", True), ("137 cups", "138 cups", False), ("zero cups", "0 cups", True),
 ])
 def test_attributes(a, b, agrees):
     assert autocheck.agreement([a], [b]).tolist() == [[agrees]]
@@ -198,6 +202,52 @@ def test_nothing_of_a_long_text_is_dropped(folders, kind):
     assert sum(len(piece) - 2 for piece in pieces) == n
     by_hand = sum(len(piece) * autocheck.features_of(encoder, torch.tensor([piece]))[0] for piece in pieces)
     torch.testing.assert_close(features[0], by_hand / by_hand.norm(), atol=1e-6, rtol=0)
+
+
+def make_roberta(folder, words):
+    """An encoder that knows these words alone. Of its 40 positions it uses 38: it counts from behind pad, 1."""
+    known = ["<s>", "<pad>", "</s>", "<unk>", *words]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A </s>",
+                                                        special_tokens=[("<s>", 0), ("</s>", 2)])
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+                            unk_token="<unk>").save_pretrained(folder)
+    torch.manual_seed(0)
+    RobertaModel(RobertaConfig(vocab_size=len(known), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                               intermediate_size=16, max_position_embeddings=40, pad_token_id=1)
+                 ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    folder = make_roberta(tmp_path_factory.mktemp("roberta"), ["cups", "on", "a", "shelf"])
+    return autocheck.load_encoder(folder)
+
+
+def test_roberta_reads_two_tokens_less_than_it_has_positions(roberta):
+    assert roberta.window == 38
+    for n in 36, 37, 200:                                                  # with both ends 38, 39 and 202 tokens
+        features, too_long = autocheck.encode(roberta, ["shelf " * n])
+        assert too_long == (n > 36) and features.norm() == pytest.approx(1, abs=1e-6)
+
+
+def test_words_that_the_encoder_does_not_know_match_nothing(roberta):
+    texts = ["cups on a shelf", "4 cups on a shelf", "7 cups", "8 cups", "sieben Tassen", "", "cups"]
+    assert autocheck.unknown_shares(roberta, texts) == [0, 1 / 5, 1 / 2, 1 / 2, 1, 0, 0]
+    features = dict(zip(texts, autocheck.encode(roberta, texts)[0]))
+    assert [bool(features[text].any()) for text in texts] == [True, True, False, False, False, True, True]
+    assert autocheck.compare(["7 cups"], ["8 cups"], features)[0] == (0.0, 0.0)
+    assert autocheck.encode(roberta, [])[1] == 0 and autocheck.unknown_shares(roberta, []) == []
+
+
+def test_special_tokens_inside_a_text(roberta):
+    for text, found in ("a shelf</s> cups", "</s>"), ("A SHELF</S>", "</s>"), ("a <b>shelf</b>!", None):
+        assert autocheck.special_token_in(roberta, text) == found
+    roberta.tokenizer.pad_token = "!"                                      # as some CLIPs do
+    assert autocheck.special_token_in(roberta, "a shelf!") is None
+    roberta.tokenizer.pad_token = "<pad>"
 
 
 def test_a_clip_that_pools_at_the_wrong_token_is_refused(tmp_path):

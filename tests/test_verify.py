@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_autocheck import make_clip
+from test_autocheck import make_clip, make_roberta
 
 import verify
 from amp_min import chunks
@@ -87,7 +87,7 @@ def test_ranking_order_and_counts(tmp_path, encoder, capsys):
         assert keys == sorted(keys, reverse=True) and keys[0] == (1.0, 1.0)
     meta = json.loads(Path(f"{out}.meta.json").read_text(encoding="utf-8"))
     assert meta["auto_check"] == {"rows": 4, "rows_reordered": 3, "rows_with_equal_answers": 4,
-                                  "texts_longer_than_encoder_window": 0}
+                                  "texts_longer_than_encoder_window": 0, "texts_with_unknown_tokens": 0}
     printed = capsys.readouterr().out
     assert "4 rows in" in printed and "3 changed order" in printed
 
@@ -155,6 +155,13 @@ def test_answers_without_nouns():
     assert compare(["There is a dog."], [""], features, symmetric=True)[:2] == (0.0, 0.0)
 
 
+def test_a_blank_answer_gets_zero_also_where_whole_answers_are_compared():
+    features = {"yes.": torch.tensor([1.0, 0.0]), "": torch.tensor([0.7, 0.7])}      # encoders read "", too
+    for blank in "", " \n":
+        assert compare(["Yes."], [blank], features) == (0.0, 0.0, [{"levels": [[0.0, 0.0]],
+                                                                    "chunks": [["yes.", None, 0.0]]}])
+
+
 def test_symmetric_makes_a_hallucinated_chunk_cost_something():
     short, longer = "A dog sits.", "A dog sits. A cat sits."
     features = one_hot("a dog", "a cat", "a dog sits.", "a cat sits.")
@@ -182,6 +189,8 @@ def no_standard():
 @pytest.mark.parametrize("rows, flags, message", [
     ([ROWS[0], no_standard()], [], "in.jsonl:2: responses[0], and no other, must have source \"standard\""),
     ([row("r9", "A dog.", ["A cat.", "A tree."])], [], "in.jsonl:1: responses[1].answers has 2 entries"),
+    ([ROWS[0], row("r9", "A dog.", "A dog.<end> And a cat.")], [],
+     "in.jsonl:2: responses[1].answers hold '<end>', no text to the encoder; take it out"),
     (["{"], [], "in.jsonl:1: line is not JSON"),
     ([], [], "in.jsonl"),
     (ROWS, ["--threshold", "1.5"], "--threshold 1.5: give a number, at least -1 and at most 1"),
@@ -204,6 +213,18 @@ def test_a_hub_encoder_out_of_reach_is_one_line(tmp_path):
     with pytest.raises(UserError, match="hf download nobody/nothing") as caught:
         verify.main(flags)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == [tmp_path / "in.jsonl"]
+
+
+def test_unknown_tokens_are_counted_and_told(tmp_path, capsys):
+    encoder = make_roberta(tmp_path / "encoder", ["a", "boat", "lies", "there", "."])
+    flags, out = arguments(tmp_path, encoder, [row("r0", "Ein Boot.", "Zwei Boote.", "Ein Boot."),
+                                               row("r1", "A boat lies there.", "A boat lies here.")])
+    verify.main(flags)
+    first, second = read(out)
+    assert [r["score"] for r in first["responses"][1:]] == [0.0, 0.0] and second["responses"][1]["score"] > 0.5
+    printed, meta = capsys.readouterr().out, json.loads(Path(f"{out}.meta.json").read_text(encoding="utf-8"))
+    n = meta["auto_check"]["texts_with_unknown_tokens"]
+    assert n > 2 and f"{n} texts hold tokens that the encoder does not know" in printed.splitlines()[-1]
 
 
 def test_skip_bad_drops_and_counts(tmp_path, encoder):
