@@ -12,10 +12,10 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+from transformers import AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 from transformers.utils import logging
 
-from amp_min.support.hub import pretrained
+from amp_min.support.hub import pretrained, read_config
 from amp_min.support.script import UserError
 
 # M standard texts, N generated texts, D features of the encoder.
@@ -143,7 +143,7 @@ def load_encoder(name, device="cpu"):
     A sentence encoder's feature is the mean over its tokens, whatever pooling its authors trained it with.
     Reads safetensors only. UserError when the weights cannot be had or do not fit their tokenizer.
     """
-    config = pretrained(AutoConfig.from_pretrained, name)
+    config = read_config(name)
     tokenizer = pretrained(AutoTokenizer.from_pretrained, name)
     is_clip = config.model_type in {"clip", "clip_text_model"}
     if not is_clip and hasattr(config, "vision_config"):

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 from transformers import (
-    AutoConfig,
     AutoProcessor,
     GenerationConfig,
     LlavaForConditionalGeneration,
@@ -23,6 +22,7 @@ from transformers import (
 
 from amp_min import lora
 from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens  # noqa: F401  callers know them by this module
+from amp_min.support import hub
 from amp_min.support.hub import pretrained
 from amp_min.support.pictures import open_image
 from amp_min.support.script import UserError
@@ -51,41 +51,66 @@ def read_config(name):
     """The config of a LLaVA folder or hub id, or of the base that an adapter folder names; no weights are read."""
     name = str(name)
     if (Path(name) / lora.CONFIG).is_file():
-        return read_config(lora.base_of(name))
-    config = pretrained(AutoConfig.from_pretrained, name)
+        hub.refuse_placeholders(Path(name))
+        base = lora.base_of(name)
+        try:
+            return read_config(base)
+        except UserError:
+            if Path(base).is_dir():              # what is wrong with it is said already
+                raise
+            raise UserError(f"{name}/{lora.CONFIG}: base_model_name_or_path {base!r} is no folder, looked for beside "
+                            "the adapter and here, and not on the hub either; write its full path there") from None
+    config = hub.read_config(name)
     if config.model_type != "llava":
-        raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles 'llava' (LLaVA-1.5 "
-                        "and interleave checkpoints), where every picture has the same number of image tokens")
+        raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles 'llava' "
+                        "(LLaVA-1.5 and interleave checkpoints), where every picture has the same number of image "
+                        "tokens")
     return config
 
 
 def load(name, dtype=torch.float32, device="cpu"):
     """Load a LLaVA and its processor, strictly: every weight present, none left over, and all parts agree.
 
-    An adapter folder becomes its base with the adapters merged in.  Only safetensors are read, no checkpoint's code runs.
+    An adapter folder becomes its base with the adapters merged in. In bf16 they stay apart: merged, most of what they
+    learned would be rounded away. Only safetensors are read, no checkpoint's code runs.
     """
     name, config = str(name), read_config(name)
     if (Path(name) / lora.CONFIG).is_file():
         m = load(lora.base_of(name), dtype, device)
-        lora.merge(lora.load(m.model, name))
+        lora.load(m.model, name)
+        if torch.finfo(dtype).bits >= 32:
+            lora.merge(m.model)
+        m.model.requires_grad_(False)            # a model to use: train.py puts adapters of its own on a base
         return replace(m, name=name)
-    if Path(name).is_dir() and not any((Path(name) / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")):
-        raise UserError(f"{name}: has no processor_config.json; save the processor beside the weights (processor.save_pretrained)")
+    kinds = [f"{kind}_config.json" for kind in ("processor", "preprocessor")]
+    if Path(name).is_dir() and not any((Path(name) / kind).is_file() for kind in kinds):
+        raise UserError(f"{name}: has no processor_config.json; save the processor beside the weights "
+                        "(processor.save_pretrained)")
     processor = pretrained(AutoProcessor.from_pretrained, name)
+    if processor.patch_size is None:             # saved before transformers 4.46: the model's config knows
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = int(has_class_token(config))
     model, info = pretrained(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype, use_safetensors=True,
-                      output_loading_info=True)
+                             output_loading_info=True)
     for problem in [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]:
-        raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
+        raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} "
+                        f"{sorted(map(str, info[problem]))[:3]}")
     return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(config)))
 
 
+def has_class_token(config):
+    """CLIP puts a token for the whole picture before those of the patches; SigLIP has none."""
+    return config.vision_config.model_type == "clip_vision_model"
+
+
 def image_tokens_of(config):
-    """P from the config: the patches that fit into the picture, and CLIP's class token; "default" drops the first of all.
+    """P from the config: the patches that fit into the picture, and the class token; "default" drops the first.
 
     576 for LLaVA-1.5 (CLIP, 336 / 14, default), 729 for interleave (SigLIP has no class token, 384 // 14 = 27, full).
     """
     vision = config.vision_config
-    seen = (vision.image_size // vision.patch_size) ** 2 + (vision.model_type == "clip_vision_model")
+    seen = (vision.image_size // vision.patch_size) ** 2 + has_class_token(config)
     return seen - (config.vision_feature_select_strategy == "default")
 
 
@@ -97,14 +122,16 @@ def check(m):
     if m.tokenizer.eos_token_id is None or m.tokenizer.pad_token_id is None:
         raise UserError(f"{m.name}: the tokenizer has no end-of-sequence or no padding token")
     if m.tokenizer.convert_tokens_to_ids(m.processor.image_token) != m.image_token_id:
-        raise UserError(f"{m.name}: image token {m.processor.image_token!r} is not id {m.image_token_id} in the tokenizer")
+        raise UserError(f"{m.name}: image token {m.processor.image_token!r} is not id {m.image_token_id} in the "
+                        "tokenizer")
     blank = m.processor(images=Image.new("RGB", (64, 64)), text=m.processor.image_token, return_tensors="pt")
     made = int((blank["input_ids"] == m.image_token_id).sum())
     if made != m.image_tokens:
         raise UserError(f"{m.name}: the processor makes {made} image tokens, the vision tower {m.image_tokens}")
     side = m.model.config.vision_config.image_size
     if tuple(blank["pixel_values"].shape[-2:]) != (side, side):
-        raise UserError(f"{m.name}: the processor makes {tuple(blank['pixel_values'].shape[-2:])} pixels, the vision tower reads {side}")
+        raise UserError(f"{m.name}: the processor makes {tuple(blank['pixel_values'].shape[-2:])} pixels, the vision "
+                        f"tower reads {side}")
     m.processor.chat_template = m.processor.chat_template or m.tokenizer.chat_template or LLAVA_TEMPLATE
     return m
 
