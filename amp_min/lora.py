@@ -63,7 +63,7 @@ class Adapted(nn.Module):
         super().__init__()
         # float32 even over a bf16 base. bf16 has 8 significant bits: near 0.02 its numbers lie 2^-13 = 1.2e-4
         # apart, so a step of 5e-5, the paper's learning rate, is less than half the way to the next one:
-        # rounded away every time. For the same reason bf16 weights do not take in what was learned, see merge.
+        # rounded away every time. For the same reason bf16 weights do not take in a correction, see merge.
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
         self.base, self.scale, self.on = base, alpha / rank, True
         self.A = nn.Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=base.weight.device))
@@ -155,9 +155,9 @@ def disabled(model):
 def merge(model):
     """Fold every correction into its W and put the plain layers back; returns the model, an ordinary one now.
 
-    Nothing is lost in float32 but the order of sums. Do not merge into bf16: W + s B A rounds back to W wherever
-    the correction is under half a bf16 step of W. After 40 steps on the demo's world these were 86 % of the
-    weights, and the chosen answers' log-ratio was +.046 merged, +.072 with the adapters apart (+.124 in float32).
+    Nothing is lost in float32 but the order of sums. Do not merge into bf16: W + s B A rounds back to W
+    wherever the correction is under half a bf16 step of W. After 40 steps on the demo's world these were 86 %
+    of the weights, and the chosen answers' log-ratio was +.046 merged, +.072 unmerged, +.124 in float32.
     """
     for name, layer in adapters(model).items():
         W = layer.base.weight

@@ -45,10 +45,10 @@ class Mllm:
         return self.model.device
 
 
-# ---- loading ----------------------------------------------------------------------------------------------------
+# ---- loading -----------------------------------------------------------------------------------------------
 
 def read_config(name):
-    """The config of a LLaVA folder or hub id, or of the base that an adapter folder names; no weights are read."""
+    """The config of a LLaVA folder or hub id, or of an adapter folder's base; no weights are read."""
     name = str(name)
     if (Path(name) / lora.CONFIG).is_file():
         hub.refuse_placeholders(Path(name))
@@ -58,21 +58,21 @@ def read_config(name):
         except UserError:
             if Path(base).is_dir():              # what is wrong with it is said already
                 raise
-            raise UserError(f"{name}/{lora.CONFIG}: base_model_name_or_path {base!r} is no folder, looked for beside "
-                            "the adapter and here, and not on the hub either; write its full path there") from None
+            raise UserError(f"{name}/{lora.CONFIG}: base_model_name_or_path {base!r} is no folder beside the "
+                            "adapter or here, and not to be had from the hub; write its full path") from None
     config = hub.read_config(name)
     if config.model_type != "llava":
-        raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles 'llava' "
-                        "(LLaVA-1.5 and interleave checkpoints), where every picture has the same number of image "
-                        "tokens")
+        raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles "
+                        "'llava' (LLaVA-1.5 and interleave checkpoints), where every picture has the same number "
+                        "of image tokens")
     return config
 
 
 def load(name, dtype=torch.float32, device="cpu"):
     """Load a LLaVA and its processor, strictly: every weight present, none left over, and all parts agree.
 
-    An adapter folder becomes its base with the adapters merged in. In bf16 they stay apart: merged, most of what they
-    learned would be rounded away. Only safetensors are read, no checkpoint's code runs.
+    An adapter folder becomes its base with the adapters merged in. In bf16 they stay apart: merged, most of
+    what they learned would be rounded away. Only safetensors are read, no checkpoint's code runs.
     """
     name, config = str(name), read_config(name)
     if (Path(name) / lora.CONFIG).is_file():
@@ -91,12 +91,13 @@ def load(name, dtype=torch.float32, device="cpu"):
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = int(has_class_token(config))
-    model, info = pretrained(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype, use_safetensors=True,
-                             output_loading_info=True)
+    model, info = pretrained(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype,
+                             use_safetensors=True, output_loading_info=True)
     for problem in [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]:
         raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} "
                         f"{sorted(map(str, info[problem]))[:3]}")
-    return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(config)))
+    model.to(device).eval()
+    return check(Mllm(name, model, processor, config.image_token_id, image_tokens_of(config)))
 
 
 def has_class_token(config):
@@ -105,9 +106,9 @@ def has_class_token(config):
 
 
 def image_tokens_of(config):
-    """P from the config: the patches that fit into the picture, and the class token; "default" drops the first.
+    """P from the config: the patches of a picture, and the class token; "default" drops the first of them.
 
-    576 for LLaVA-1.5 (CLIP, 336 / 14, default), 729 for interleave (SigLIP has no class token, 384 // 14 = 27, full).
+    576 for LLaVA-1.5 (CLIP, 336 / 14, default), 729 for interleave (SigLIP, no class token, 384 // 14, full).
     """
     vision = config.vision_config
     seen = (vision.image_size // vision.patch_size) ** 2 + has_class_token(config)
@@ -122,8 +123,8 @@ def check(m):
     if m.tokenizer.eos_token_id is None or m.tokenizer.pad_token_id is None:
         raise UserError(f"{m.name}: the tokenizer has no end-of-sequence or no padding token")
     if m.tokenizer.convert_tokens_to_ids(m.processor.image_token) != m.image_token_id:
-        raise UserError(f"{m.name}: image token {m.processor.image_token!r} is not id {m.image_token_id} in the "
-                        "tokenizer")
+        raise UserError(f"{m.name}: image token {m.processor.image_token!r} is not id {m.image_token_id} in "
+                        "the tokenizer")
     blank = m.processor(images=Image.new("RGB", (64, 64)), text=m.processor.image_token, return_tensors="pt")
     made = int((blank["input_ids"] == m.image_token_id).sum())
     if made != m.image_tokens:

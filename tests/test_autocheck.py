@@ -205,7 +205,7 @@ def test_nothing_of_a_long_text_is_dropped(folders, kind):
 
 
 def make_roberta(folder, words):
-    """An encoder that knows these words alone. Of its 40 positions it uses 38: it counts from behind pad, 1."""
+    """An encoder that knows these words alone. Of its 40 positions it uses 38: it starts behind pad, 1."""
     known = ["<s>", "<pad>", "</s>", "<unk>", *words]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -214,9 +214,9 @@ def make_roberta(folder, words):
     PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
                             unk_token="<unk>").save_pretrained(folder)
     torch.manual_seed(0)
-    RobertaModel(RobertaConfig(vocab_size=len(known), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                               intermediate_size=16, max_position_embeddings=40, pad_token_id=1)
-                 ).save_pretrained(folder)
+    config = RobertaConfig(vocab_size=len(known), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=16, max_position_embeddings=40, pad_token_id=1)
+    RobertaModel(config).save_pretrained(folder)
     return str(folder)
 
 
@@ -228,7 +228,7 @@ def roberta(tmp_path_factory):
 
 def test_roberta_reads_two_tokens_less_than_it_has_positions(roberta):
     assert roberta.window == 38
-    for n in 36, 37, 200:                                                  # with both ends 38, 39 and 202 tokens
+    for n in 36, 37, 200:                                              # with both ends 38, 39 and 202 tokens
         features, too_long = autocheck.encode(roberta, ["shelf " * n])
         assert too_long == (n > 36) and features.norm() == pytest.approx(1, abs=1e-6)
 
