@@ -29,7 +29,6 @@ from functools import lru_cache
 
 import numpy as np
 
-
 # ---- the difference and its noise --------------------------------------------------------------------------
 
 def ratio(numerator, denominator):

@@ -1,7 +1,7 @@
 """How much memory a training run takes, said before anything large is loaded.
 
-    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.6 for 1 set of 576 + 50
-    + 4 x 100 tokens; with a tenth to spare 17.8 GB: fits in 24 GB: yes
+    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.5 for 1 set of 576 + 50
+    + 4 x 100 tokens; with a tenth to spare 17.7 GB: fits in 24 GB: yes
 
 Parameters are counted on a skeleton, the model on torch's "meta" device: it has every shape and no numbers,
 so a 7B model takes half a second and no memory. The counts are exact. What the forward pass keeps for the
@@ -56,15 +56,10 @@ def kept_per_token(text, width, rank):
     norms = 2 * D * 4 * (1 if rank else 2)  # what goes in, in fp32; if the norms train, normalized as well
     attention = 4 * Q * width                           # q, k and v after the rotation, and what comes out
     feed_forward = 3 * F * width                        # gate, silu(gate), up
-    # Inputs of the seven linear layers. In fp32 q, k and v share one, and so do gate and up; o's is counted
-    # above.
-    if width == 4:
-        linears = (2 * D + F) * 4
-    elif rank:
-        linears = (5 * D + Q + F) * 4                   # each adapter makes an fp32 copy of its own
-    else:
-        linears = (5 * D + F) * width                   # autocast makes a bf16 copy for each product
-    return norms + attention + feed_forward + linears + 7 * rank * 4  # A x of each adapter
+    # Inputs of the seven linear layers: q, k and v share one, and so do gate and up; o's is counted above. But
+    # autocast, in full training, makes a bf16 copy for each product.
+    linears = (2 * D + F if rank or width == 4 else 5 * D + F) * width
+    return norms + attention + feed_forward + linears + 7 * rank * 4                        # A x of each adapter
 
 
 def kept(text, width, rank, sets, tokens, checkpointing, mask=None):
