@@ -270,7 +270,6 @@ def found_in(key, results, seeds, settings, folder):
         metrics = [{metric: measures.metric(scenes) for metric, scenes in result["sums"].items()}
                    | result["metrics"] for result in each]
         rows[name] = {"name": label, "paper": figures, "seeds": metrics, "commands": each[0]["commands"],
-                      "levels": [result["levels"] for result in each],
                       "seconds": [result["seconds"] for result in each], "prefers_worse":
                           ranking and measures.prefers_worse(ranked(base, ranking, seeds[0], folder))}
     for name in study.orders:                           # own answers: all six, before four were kept

@@ -31,14 +31,12 @@ def do(typed, path, data):
     with open(f"{model}.log", "w", encoding="utf-8") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             demo.run_chain([demo.parsed(command) for command in typed], threads=1)
-    levels = levels_by_epoch(model / "log.jsonl") if model.is_dir() else []
     sums = scene_sums(f"{model}.evaluate.json.answers.jsonl", data)
-    if levels and "log_ratio" in levels[-1]:            # as if of one scene: only seeds vary
-        moved = levels[-1]["log_ratio"]
+    if moved := log_ratios(model / "log.jsonl"):        # as if of one scene: only seeds vary
         sums |= {"log_ratio_first": {"all": [moved[0], 1]}, "log_ratio_last": {"all": [moved[-1], 1]}}
     evaluated = json.loads(Path(f"{model}.evaluate.json").read_text(encoding="utf-8"))
-    storage.write_json(path, {"commands": typed, "metrics": evaluated["metrics"], "levels": levels,
-                              "sums": sums, "seconds": round(time.perf_counter() - started, 1)})
+    storage.write_json(path, {"commands": typed, "metrics": evaluated["metrics"], "sums": sums,
+                              "seconds": round(time.perf_counter() - started, 1)})
     shutil.rmtree(model, ignore_errors=True)  # its answers stay; the weights of hundreds of models need not
 
 
@@ -57,15 +55,15 @@ def prefers_worse(preferences, K=4):
     return float(np.mean([logps[:, j] > logps[:, i] for i, j in combinations(range(logps.shape[1]), 2)]))
 
 
-def levels_by_epoch(log):
-    """train.py's log -> for each epoch {"logp": (K,), "log_ratio": (K,)}, means over its steps, best level
-    first."""
-    epochs = defaultdict(list)
-    for step in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
-        epochs[math.ceil(step["epoch"])].append(step)
-    return [{name: np.mean([step[key] for step in steps], axis=0).tolist()
-             for key, name in (("logp", "logp"), ("ratio", "log_ratio")) if key in steps[0]}
-            for steps in epochs.values()]
+def log_ratios(log):
+    """How far each level's log-prob is from the reference's, best level first: train.py's means over the last
+    epoch.
+
+    Empty where there is no such log: a base, or supervised training, which asks no reference.
+    """
+    steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    last = [step["ratio"] for step in steps if step["epoch"] > math.ceil(steps[-1]["epoch"]) - 1 and "ratio" in step]
+    return np.mean(last, axis=0).tolist() if last else []
 
 
 # ---- answers -> sums ---------------------------------------------------------------------------------------

@@ -66,8 +66,8 @@ def markdown(found):
 
 def orders(rankings):
     lines = ["", "Rankings against the oracle. Agreement: over pairs of generated answers that the oracle "
-             "tells apart. The paper's 2.25 % inconsistent pairs, by hand, include those with the standard answer, "
-             "which cannot be wrong, and pairs without a difference: the next column leaves out both.", "",
+             "tells apart. The paper's 2.25 % inconsistent pairs, by hand, include those with the standard "
+             "answer, which cannot be wrong, and pairs without a difference: the next column has neither.", "",
              line("ranking", *ORDERS.values()), line("---", *["---:"] * len(ORDERS))]
     return lines + [line(one["ranking"], *(share(one.get(key)) for key in ORDERS)) for one in rankings]
 
@@ -80,7 +80,7 @@ def signed(one):
 def claims(every):
     lines = ["", f"{counted(every)} The advantage is the difference in the claim's direction: above zero it "
              "speaks for the claim. Behind it the 95 % interval. *Corrected* is the verdict when all claims "
-             "of this page together may err in 5 % (Holm). *Smallest*: a true difference of this size would be "
+             "of this page together may err in 5 % (Holm). *Smallest*: a true difference of this size is "
              "decided four times in five.", "",
              line("claim", "kind", "paper", "advantage", "verdict", "corrected", "smallest"),
              line("---", "---", "---", "---:", "---", "---", "---:")]
