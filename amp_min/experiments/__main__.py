@@ -42,8 +42,9 @@ from amp_min.support.script import UserError, arg
 # What the experiments set besides the demo's own settings. train: the paper's four epochs. own: the rate for
 # levels of the model's own answers. increments: few steps, or a tiny model learns the clean subsets by heart.
 PRESETS = {
-    "demo": {"benchmark": "--captions 500 --dialogues 250", "train": "--epochs 4", "own": "--lr 5e-4 --penalty 0.02",
-             "self": "--samples 6 --temperature 1", "increments": "--increments 3 --steps 150 --batch 16"},
+    "demo": {"benchmark": "--captions 500 --dialogues 250", "train": "--epochs 4",
+             "own": "--lr 5e-4 --penalty 0.02", "self": "--samples 6 --temperature 1",
+             "increments": "--increments 3 --steps 150 --batch 16"},
     "tiny": {"benchmark": "", "train": "", "own": "--lr 5e-4 --penalty 0.02",
              "self": "--samples 6 --temperature 1", "increments": "--increments 3 --steps 3 --batch 4"}}
 # verify.py's flags
@@ -70,8 +71,8 @@ def begin(settings):
     content = hashlib.sha256(repr([PRESETS[settings.preset], demo.PRESETS[settings.preset]]).encode())
     for path in [run / "candidates.jsonl", run / "preferences.jsonl", *models]:
         if not path.is_file():
-            raise UserError(f"{path}: is missing; finish the demo run first: python -m amp_min.demo --out {run} "
-                            f"--preset {settings.preset}")
+            raise UserError(f"{path}: is missing; finish the demo run first: python -m amp_min.demo "
+                            f"--out {run} --preset {settings.preset}")
         content.update(storage.sha256_file(path).encode())
     folder = run / f"experiments-{content.hexdigest()[:8]}"
     for part in ("rankings", "trainings"):
@@ -91,19 +92,21 @@ def flags(text):
 
 
 def base_model(name, settings, folder):
-    return shlex.quote(f"{settings.run}/models" if name == "careless" else f"{folder}/bases/{name}") + f"/{demo.POLICY}"
+    models = f"{settings.run}/models" if name == "careless" else f"{folder}/bases/{name}"
+    return shlex.quote(f"{models}/{demo.POLICY}")
 
 
 def base_command(name, settings, folder):
     """The demo's policy, made careless for no, half or twice as many steps: the only place that knows how."""
     options, (run, _, _) = demo.PRESETS[settings.preset]["llava"], quoted(settings, folder)
-    steps = flags(options).get("careless-steps") or script.module_of("amp_min.pretrain").Settings.careless_steps
-    steps = {"clean": 0, "half": int(steps) // 2, "double": 2 * int(steps)}[name]
+    default = script.module_of("amp_min.pretrain").Settings.careless_steps
+    steps = int(flags(options).get("careless-steps", default))
+    steps = {"clean": 0, "half": steps // 2, "double": 2 * steps}[name]
     out = folder / "bases" / name
     if not (out / "clip").exists():                     # the vision tower is the demo's
         shutil.copytree(Path(settings.run) / "models/clip", out / "clip")
-    return (f"amp_min.pretrain --part llava --family {demo.POLICY} --world {run}/world --out {shlex.quote(str(out))} "
-            f"{options} --careless-steps {steps}")
+    return (f"amp_min.pretrain --part llava --family {demo.POLICY} --world {run}/world "
+            f"--out {shlex.quote(str(out))} {options} --careless-steps {steps}")
 
 
 def prepare(needed, settings, folder, run):
@@ -118,22 +121,23 @@ def prepare(needed, settings, folder, run):
     verify = f"verify.py --encoder {here}/models/clip --candidates"
     prompts, names = f"--prompts {here}/world/preference/prompts.jsonl", {name for _, name in needed}
     if "attributes" in names:
-        run("attributes", f"{verify} {here}/candidates.jsonl --out {ranks}/careless-attributes.jsonl {CHECKS['attributes']}")
+        run("attributes", f"{verify} {here}/candidates.jsonl --out {ranks}/careless-attributes.jsonl "
+                          f"{CHECKS['attributes']}")
     if "perturb" in names:
         run("perturb", f"generate.py --strategy perturb {prompts} --out {ranks}/careless-perturb.jsonl")
     if "ig" in names:                                   # Algorithm 1: their answers are the levels
         base, experts = base_model("careless", settings, folder), f"{there}/increments"
-        run("increments", f"amp_min.pretrain --part increments --world {here}/world --base {base} --out {experts} "
-                          f"{ours['increments']}")
-        answer = (f"generate.py --strategy ig --models {experts}/ig-3 {experts}/ig-2 {experts}/ig-1 {base} {prompts} "
-                  f"--out {ranks}/careless-ig-initial.jsonl --resume {demo_options['generate']}")
+        run("increments", f"amp_min.pretrain --part increments --world {here}/world --base {base} "
+                          f"--out {experts} {ours['increments']}")
+        answer = (f"generate.py --strategy ig --models {experts}/ig-3 {experts}/ig-2 {experts}/ig-1 {base} "
+                  f"--resume {prompts} --out {ranks}/careless-ig-initial.jsonl {demo_options['generate']}")
         run("ig-answers", *(f"{answer} --only {name}" for name in ("ig-3", "ig-2", "ig-1", demo.POLICY)))
         run("ig-initial", answer)
         run("ig", f"{verify} {ranks}/careless-ig-initial.jsonl --out {ranks}/careless-ig.jsonl")
     for base in sorted({base for base, name in needed if (name or "").startswith("own-")}):
         model, answers = base_model(base, settings, folder), f"{ranks}/{base}-all"
-        run(f"own-{base}", f"generate.py --strategy self --models {model} {prompts} --out {answers}.jsonl {ours['self']} "
-                           f"{demo_options['generate']}")
+        run(f"own-{base}", f"generate.py --strategy self --models {model} {prompts} --out {answers}.jsonl "
+                           f"{ours['self']} {demo_options['generate']}")
         run(f"check-{base}", *(f"{verify} {answers}.jsonl --out {answers}-{name}.jsonl {how}"
                                for name, how in CHECKS.items()))
 
@@ -164,7 +168,7 @@ def write(base, name, seed, settings, folder):
     rows = rows if how in CHECKS else rankings.changed(rows, how, seed)
     with storage.Writer(path, {"ranking": name, "seed": seed}, [source]) as out:
         for row in rows:
-            if own:                     # as verify.py --keep does: four different ones, spaced over the ranking
+            if own:                     # as verify.py --keep does: four different ones, evenly spaced
                 standard = name.endswith("-standard")
                 row = script.module_of("verify.py").selected(row, 4 - standard, standard, out.dropped)
             if row:
@@ -191,8 +195,11 @@ def options_of(name, preset):
 
 def trained_as(name, preset):
     """Two variants may be one training, such as a penalty of 1 and the demo's: the first one's name."""
-    same = lambda one: (VARIANTS[one].base, VARIANTS[one].ranking, VARIANTS[one].ranking and options_of(one, preset))
-    return next(other for other in VARIANTS if same(other) == same(name))
+    def training(name):
+        base, ranking = VARIANTS[name].base, VARIANTS[name].ranking
+        return base, ranking, ranking and options_of(name, preset)
+
+    return next(other for other in VARIANTS if training(other) == training(name))
 
 
 def commands(name, seed, settings, folder):
@@ -202,11 +209,11 @@ def commands(name, seed, settings, folder):
     model, typed = base_model(variant.base, settings, folder), []
     if variant.ranking:
         rows = shlex.quote(str(ranked(variant.base, variant.ranking, seed, folder)))
-        typed.append(f"train.py --model {model} --preferences {rows} --image-root {here}/world/preference --out {out} "
-                     f"--seed {seed} {options_of(name, settings.preset)}")
+        typed.append(f"train.py --model {model} --preferences {rows} --image-root {here}/world/preference "
+                     f"--out {out} --seed {seed} {options_of(name, settings.preset)}")
         model = out
-    return [*typed, f"amp_min.evaluate --model {model} --data {there}/world/{settings.split} --out {out}.evaluate.json "
-                    f"--seed {seed} {demo.PRESETS[settings.preset]['evaluate']}"]
+    return [*typed, f"amp_min.evaluate --model {model} --data {there}/world/{settings.split} "
+                    f"--out {out}.evaluate.json --seed {seed} {demo.PRESETS[settings.preset]['evaluate']}"]
 
 
 def finished(name, seed, settings, folder):
@@ -220,12 +227,13 @@ def results_of(study, seeds, settings, folder, pool):
     """{variant: [the result of each seed]}, after training what is missing."""
     every = list(product(seeds, dict.fromkeys(trained_as(name, settings.preset) for name in study.variants)))
     todo = [(seed, name) for seed, name in every if finished(name, seed, settings, folder) is None]
-    print(f"{study.title}: {len(every)} trainings and evaluations, {len(every) - len(todo)} done before", flush=True)
+    done = len(every) - len(todo)
+    print(f"{study.title}: {len(every)} trainings and evaluations, {done} done before", flush=True)
     jobs = [pool.submit(measures.do, commands(name, seed, settings, folder),
                         folder / "trainings" / f"{name}-{seed}.json", f"{folder}/world/{settings.split}")
             for seed, name in todo]
     try:
-        for job in tqdm(as_completed(jobs), desc=study.title.partition(":")[0], total=len(jobs), disable=None):
+        for job in tqdm(as_completed(jobs), desc=study.title, total=len(jobs), disable=None):
             job.result()
     except BaseException as error:                       # Ctrl-C is no Exception
         for worker in multiprocessing.active_children():
@@ -239,15 +247,17 @@ def results_of(study, seeds, settings, folder, pool):
 
 def claims_of(study, results):
     """Each claim on its own metric, in the claim's direction."""
-    verbs = {"better": "beats", "not worse": f"is not worse by {MARGIN} than", "as good as": f"is, within {MARGIN}, as good as"}
+    verbs = {"better": "beats", "not worse": f"is not worse by {MARGIN} than",
+             "as good as": f"is, within {MARGIN}, as good as"}
     for one in study.claims:
         key, label, sign = METRICS[one.metric]
         names, figures = zip(*(study.variants[name] for name in list(one.weights)[:2]), strict=True)
         both = len(figures) == 2 and all(figures)
-        sums = {name: measures.stack([result["sums"][key] for result in results[name]]) for name in one.weights}
-        yield intervals.claim(f"{one.text or f' {verbs[one.test]} '.join(names) + f': {label}'}",
-                              " against ".join(figures) if both else "no figure", one.kind or ("paper" if both else "ours"),
-                              [(sign * weight, sums[name]) for name, weight in one.weights.items()], one.test, MARGIN)
+        weighted = [(sign * weight, measures.stack([result["sums"][key] for result in results[name]]))
+                    for name, weight in one.weights.items()]
+        text, paper = f" {verbs[one.test]} ".join(names), " against ".join(figures) if both else "no figure"
+        kind = one.kind or ("paper" if both else "ours")
+        yield intervals.claim(one.text or f"{text}: {label}", paper, kind, weighted, one.test, MARGIN)
 
 
 def found_in(key, results, seeds, settings, folder):
@@ -256,14 +266,12 @@ def found_in(key, results, seeds, settings, folder):
     for name, (label, figures) in study.variants.items():
         # evaluate's metrics, and what only the sums have: lengths, repetitions, false claims by kind,
         # log-ratios.
-        metrics = [{metric: measures.metric(scenes) for metric, scenes in result["sums"].items()} | result["metrics"]
-                   for result in results[name]]
-        variant = VARIANTS[name]
-        rows[name] = {"name": label, "paper": figures, "seeds": metrics, "commands": results[name][0]["commands"],
-                      "levels": [result["levels"] for result in results[name]],
-                      "seconds": [result["seconds"] for result in results[name]],
-                      "prefers_worse": variant.ranking and measures.prefers_worse(
-                          ranked(variant.base, variant.ranking, seeds[0], folder))}
+        each, (ranking, _, _, base) = results[name], VARIANTS[name]
+        metrics = [{metric: measures.metric(scenes) for metric, scenes in result["sums"].items()}
+                   | result["metrics"] for result in each]
+        rows[name] = {"name": label, "paper": figures, "seeds": metrics, "commands": each[0]["commands"],
+                      "seconds": [result["seconds"] for result in each], "prefers_worse":
+                          ranking and measures.prefers_worse(ranked(base, ranking, seeds[0], folder))}
     for name in study.orders:                           # own answers: all six, before four were kept
         path = (folder / f"rankings/clean-all-{name.removeprefix('own-')}.jsonl" if name.startswith("own-")
                 else ranked("careless", name, seeds[0], folder))
@@ -272,8 +280,9 @@ def found_in(key, results, seeds, settings, folder):
         wrong[name] = np.array([each], dtype=float)     # (1, rows, 2)
     claims = [*claims_of(study, results), *(rankings.inconsistency_claims(wrong) if key == "table5" else [])]
     return {"study": key, "title": study.title, "question": study.question, "figures": study.figures,
-            "order": list(rows), "rows": rows, "orders": orders, "claims": intervals.holm(claims), "seeds": seeds,
-            "split": settings.split, "machine": demo.machine(), "versions": storage.versions()}
+            "order": list(rows), "rows": rows, "orders": orders, "claims": intervals.holm(claims),
+            "seeds": seeds, "split": settings.split, "machine": demo.machine(),
+            "versions": storage.versions()}
 
 
 def main(argv=None):

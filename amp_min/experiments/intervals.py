@@ -55,7 +55,7 @@ def contrast(weighted):
     With one seed only the scenes are uncertain. ValueError where seeds or scenes are not the same.
     """
     if len({sums.shape for _, sums in weighted}) > 1:
-        raise ValueError(f"{[sums.shape for _, sums in weighted]}: what is compared needs the same seeds and scenes")
+        raise ValueError(f"{[sums.shape for _, sums in weighted]}: pairs need the same seeds and scenes")
     d = sum(weight * per_seed(sums) for weight, sums in weighted)               # (R,)
     i = sum(weight * influence(sums) for weight, sums in weighted)              # (R, N)
     R, N = i.shape
@@ -121,12 +121,13 @@ def claim(text, paper, kind, weighted, test="better", margin=0.0):
     difference from the region's end that would be decided four times in five (80 % power) with this noise.
     """
     ours, error, df = contrast(weighted)
-    found = {"claim": text, "paper": paper, "kind": kind, "ours": ours, "interval": None, "p": 1.0, "smallest": None}
+    found = {"claim": text, "paper": paper, "kind": kind, "ours": ours, "interval": None, "p": 1.0,
+             "smallest": None}
     if df > 0:  # else one seed, one scene: nothing varies
         t = quantile(0.95, df)
         edge = min(abs(ours - end) for end in region(test, margin) if math.isfinite(end))
-        found |= {"interval": (ours - t * error, ours + t * error), "smallest": (t + quantile(0.6, df)) * error,
-                  # P(T < t) = .8 is P(|T| < t) = .6
+        found |= {"interval": (ours - t * error, ours + t * error),
+                  "smallest": (t + quantile(0.6, df)) * error,          # P(T < t) = 0.8 is P(|T| < t) = 0.6
                   "p": p_value(edge / error, df) if error else float(edge == 0)}
     return found | {"verdict": verdict(found["interval"], test, margin)}
 

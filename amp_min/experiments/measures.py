@@ -21,7 +21,8 @@ from amp_min.support import storage
 from amp_min.world import oracle
 
 # What a claim can be about; a relation's field is its own name ("above").
-KINDS = {"exists": "objects", "absent": "objects", "number": "numbers", "size": "sizes", "color": "colors", "place": "places"}
+KINDS = {"exists": "objects", "absent": "objects", "number": "numbers", "size": "sizes", "color": "colors",
+         "place": "places"}
 
 
 def do(typed, path, data):
@@ -30,13 +31,11 @@ def do(typed, path, data):
     with open(f"{model}.log", "w", encoding="utf-8") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             demo.run_chain([demo.parsed(command) for command in typed], threads=1)
-    levels = levels_by_epoch(model / "log.jsonl") if model.is_dir() else []
     sums = scene_sums(f"{model}.evaluate.json.answers.jsonl", data)
-    if levels and "log_ratio" in levels[-1]:            # as if of one scene: only seeds vary
-        moved = levels[-1]["log_ratio"]
+    if moved := log_ratios(model / "log.jsonl"):        # as if of one scene: only seeds vary
         sums |= {"log_ratio_first": {"all": [moved[0], 1]}, "log_ratio_last": {"all": [moved[-1], 1]}}
     evaluated = json.loads(Path(f"{model}.evaluate.json").read_text(encoding="utf-8"))
-    storage.write_json(path, {"commands": typed, "metrics": evaluated["metrics"], "levels": levels, "sums": sums,
+    storage.write_json(path, {"commands": typed, "metrics": evaluated["metrics"], "sums": sums,
                               "seconds": round(time.perf_counter() - started, 1)})
     shutil.rmtree(model, ignore_errors=True)  # its answers stay; the weights of hundreds of models need not
 
@@ -48,21 +47,23 @@ def prefers_worse(preferences, K=4):
     train.py keeps the reference's log-probs beside the preferences. In such pairs DPO has the order still to
     learn.
     """
-    logps = [load_file(path)["logps"].numpy()[:, :K] for path in preferences.parent.glob(f"{preferences.name}.reference-*")]
+    cached = preferences.parent.glob(f"{preferences.name}.reference-*.safetensors")
+    logps = [load_file(path)["logps"].numpy()[:, :K] for path in cached]
     if not logps:
         return None                                     # supervised training asks no reference
     logps = max(logps, key=lambda one: one.shape[1])    # (rows, K)
     return float(np.mean([logps[:, j] > logps[:, i] for i, j in combinations(range(logps.shape[1]), 2)]))
 
 
-def levels_by_epoch(log):
-    """train.py's log -> for each epoch {"logp": (K,), "log_ratio": (K,)}, means over its steps, best level
-    first."""
-    epochs = defaultdict(list)
-    for step in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
-        epochs[math.ceil(step["epoch"])].append(step | ({"log_ratio": step["ratio"]} if "ratio" in step else {}))
-    return [{key: np.mean([step[key] for step in steps], axis=0).tolist() for key in ("logp", "log_ratio")
-             if key in steps[0]} for steps in epochs.values()]
+def log_ratios(log):
+    """How far each level's log-prob is from the reference's, best level first: train.py's means over the last
+    epoch.
+
+    Empty where there is no such log: a base, or supervised training, which asks no reference.
+    """
+    steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    last = [step["ratio"] for step in steps if step["epoch"] > math.ceil(steps[-1]["epoch"]) - 1 and "ratio" in step]
+    return np.mean(last, axis=0).tolist() if last else []
 
 
 # ---- answers -> sums ---------------------------------------------------------------------------------------
@@ -89,10 +90,12 @@ def scene_sums(answers, data):
 def counts(benchmark, how, answers, row):
     """What the answers to one row add: (metric, numerator, denominator)."""
     if benchmark == "captions":
-        return [(f"{metric}_{how}", part, whole) for metric, part, whole in description(" ".join(answers), row["scene"])]
+        counted = description(" ".join(answers), row["scene"])
+        return [(f"{metric}_{how}", part, whole) for metric, part, whole in counted]
     if benchmark == "pope":
         yes, true = metrics.pope_answer(answers[0]) == "yes", row["label"] == "yes"
-        return [("pope_accuracy", yes == true, 1), ("pope_yes_ratio", yes, 1), ("pope_f1", 2 * (yes and true), yes + true)]
+        return [("pope_accuracy", yes == true, 1), ("pope_yes_ratio", yes, 1),
+                ("pope_f1", 2 * (yes and true), yes + true)]
     rated = oracle.row_ratings(answers, row["answers"], row["scene"])
     wrong = [rating < metrics.HALLUCINATED_BELOW for rating in rated]
     return [("mrhal_score_cumulative", sum(rated), len(rated)),                                 # Eq. 8, left
@@ -101,7 +104,7 @@ def counts(benchmark, how, answers, row):
 
 def description(text, scene):
     said, shown, words = oracle.mentioned(text), oracle.present(scene), text.lower().split()
-    fours = list(zip(words, words[1:], words[2:], words[3:]))
+    fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     decided, false = Counter(), Counter()
     for one in oracle.claims(text):
         truth, kind = oracle.is_true(one, scene), KINDS.get(one.field, "relations")
@@ -110,7 +113,7 @@ def description(text, scene):
     return [("false_claims", false.total(), decided.total()), ("chair_i", len(said - shown), len(said)),
             ("coverage", len(said & shown), len(shown)), ("words", len(words), 1),
             ("repeated", len(fours) - len(set(fours)), len(fours)),  # share of 4-word runs said before
-            *((f"false_{kind}", false[kind], decided[kind]) for kind in (*dict.fromkeys(KINDS.values()), "relations"))]
+            *((f"false_{kind}", false[kind], decided[kind]) for kind in {*KINDS.values(), "relations"})]
 
 
 def stack(sums):

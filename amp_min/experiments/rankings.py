@@ -61,8 +61,8 @@ def by_rating(row):
 
 def by_claims(row):
     """True minus twice false claims: a rating of 0-6 cannot tell one false claim from five."""
-    told = [[oracle.is_true(claim, row["scene"]) for text in response["answers"] for claim in oracle.claims(text)]
-            for response in row["responses"][1:]]
+    told = [[oracle.is_true(claim, row["scene"]) for text in response["answers"]
+             for claim in oracle.claims(text)] for response in row["responses"][1:]]
     return [truths.count(True) - 2 * truths.count(False) for truths in told]
 
 
@@ -91,8 +91,10 @@ def changed(rows, how, seed=0):
     if how == "noisy":
         return replaced(rows, int(percent) / 100, ERROR, seed)
     if how == "few":                                    # the few are among the more
-        return random.Random(f"{seed} few").sample(rows, len(rows))[:max(1, round(int(percent) * len(rows) / 100))]
-    value = {"oracle": by_rating, "claims": by_claims, "reversed": lambda row: range(len(row["responses"]) - 1),
+        n = max(1, round(int(percent) * len(rows) / 100))
+        return random.Random(f"{seed} few").sample(rows, len(rows))[:n]
+    value = {"oracle": by_rating, "claims": by_claims,
+             "reversed": lambda row: range(len(row["responses"]) - 1),
              "random": lambda row: [rng.random() for _ in row["responses"][1:]]}[how]
     return (best_first(row, value(row)) for row in rows)
 
@@ -114,7 +116,8 @@ def quality(path):
     # the standard answer left out
     wrong = [a < b for row in rows for a, b in pairwise(by_rating(row)) if a != b]
     right = [pair for row in rows for pair in yes_no_pairs(row)]
-    found |= {"adjacent_wrong": sum(wrong) / max(1, len(wrong)), "yes_no": sum(right) / len(right) if right else None}
+    found |= {"adjacent_wrong": sum(wrong) / max(1, len(wrong)),
+              "yes_no": sum(right) / len(right) if right else None}
     return found, [[oracle.order_quality([row])["inconsistency"], 1] for row in rows]
 
 
@@ -124,8 +127,10 @@ def yes_no_pairs(row):
     for t, answer in enumerate(standard["answers"]):
         if answer.split(",")[0] in ("Yes", "No") and all(response.get("evidence") for response in generated):
             rated = [oracle.rating(response["answers"][t], answer, row["scene"]) for response in generated]
-            seen = [[sum(level) for level in zip(*response["evidence"][t]["levels"], strict=True)] for response in generated]
-            yield from ((rated[i] > rated[j]) == (seen[i] > seen[j]) for i, j in combinations(range(len(rated)), 2)
+            seen = [[sum(level) for level in zip(*response["evidence"][t]["levels"], strict=True)]
+                    for response in generated]
+            yield from ((rated[i] > rated[j]) == (seen[i] > seen[j])
+                        for i, j in combinations(range(len(rated)), 2)
                         if rated[i] != rated[j] and seen[i] != seen[j])
 
 
@@ -136,5 +141,5 @@ def inconsistency_claims(wrong):
     wanted = [("at most 2.25 %", "2.25 %", "paper", auto * 0 + [0.0225, 1]),
               ("fewer than the initial order", "no figure", "ours", wrong["initial"]),
               ("fewer than an annotator", "2.25 % against 11.95 % (GPT-4V)", "paper", wrong["noisy-100"])]
-    return [intervals.claim(f"auto-check's adjacent pairs inconsistent: {text}", paper, kind, [(1, other), (-1, auto)])
-            for text, paper, kind, other in wanted]
+    return [intervals.claim(f"auto-check's adjacent pairs inconsistent: {text}", paper, kind,
+                            [(1, other), (-1, auto)]) for text, paper, kind, other in wanted]

@@ -32,13 +32,15 @@ VARIANTS = {
     # Levels. The mean over pairs gives the penalty on y_0 the weight 2/K; "fixed" scales it to what K = 4
     # has.
     "k2": Variant(AUTO, options="--levels 2"), "k2-fixed": Variant(AUTO, options="--levels 2 --penalty *0.5"),
-    "k3": Variant(AUTO, options="--levels 3"), "k3-fixed": Variant(AUTO, options="--levels 3 --penalty *0.75"),
-    "k5": Variant(AUTO, options="--levels 5"), "k5-fixed": Variant(AUTO, options="--levels 5 --penalty *1.25"),
+    "k3": Variant(AUTO, options="--levels 3"),
+    "k3-fixed": Variant(AUTO, options="--levels 3 --penalty *0.75"),
+    "k5": Variant(AUTO, options="--levels 5"),
+    "k5-fixed": Variant(AUTO, options="--levels 5 --penalty *1.25"),
     # "slow": no penalty, at DPO's rate, since at MDPO's nothing would hold the best answer up.
     "slow-2": Variant(AUTO, "dpo", "--levels 2 --penalty 0"), "slow-4": Variant(AUTO, "dpo", FREE),
     # Who ranks: with MDPO's penalty, which holds the standard answer whatever the order, and without.
-    **{name: Variant(name) for name in ("initial", "random", "reversed", "attributes", "oracle", "ig", "ig-initial",
-                                        "noisy-30", "noisy-70", "noisy-100", "perturb")},
+    **{name: Variant(name) for name in ("initial", "random", "reversed", "attributes", "oracle", "ig",
+                                        "ig-initial", "noisy-30", "noisy-70", "noisy-100", "perturb")},
     **{f"slow-{name}": Variant(name, "dpo", FREE) for name in ("initial", "random", "reversed")},
     # Six sampled answers of the base itself, four of them spaced over the ranking, the standard answer left
     # out. "best": supervised training on the best of them, the fair control. "standard": it and three of its
@@ -56,8 +58,10 @@ VARIANTS = {
     "s-b": Variant(AUTO, options="--levels 3 --pairs 0-2"),
     "s-a-b": Variant(AUTO, options="--levels 3 --pairs 0-1,1-2"),
     "s-a-b-c": Variant(AUTO, options="--levels 4 --pairs 0-1,1-2,2-3"),
-    "a-c": Variant(AUTO, "dpo", "--levels 4 --pairs 1-3"), "b-c": Variant(AUTO, "dpo", "--levels 4 --pairs 2-3"),
-    "kwise": Variant(AUTO, "dpo", "--levels 4 --loss kwise"), "pro": Variant(AUTO, options="--levels 4 --loss pro"),
+    "a-c": Variant(AUTO, "dpo", "--levels 4 --pairs 1-3"),
+    "b-c": Variant(AUTO, "dpo", "--levels 4 --pairs 2-3"),
+    "kwise": Variant(AUTO, "dpo", "--levels 4 --loss kwise"),
+    "pro": Variant(AUTO, options="--levels 4 --loss pro"),
     # Few standard answers, as many steps: the epochs grow as the rows shrink.
     **{f"few-{percent}-{how}": Variant(f"few-{percent}", how, options) for percent in (5, 25)
        for how, options in (("sft", SFT), ("mdpo", "--levels 4"))},
@@ -68,8 +72,9 @@ VARIANTS = {
 
 # In a claim: the metric's key, its name, +1 when more is better. Sampled descriptions: what a model holds
 # possible.
-METRICS = {"false": ("false_claims_sampled", "all false claims", -1), "chair": ("chair_i_sampled", "CHAIR_i", -1),
-           "coverage": ("coverage_sampled", "coverage", +1), "pope": ("pope_accuracy", "POPE accuracy", +1),
+METRICS = {"false": ("false_claims_sampled", "all false claims", -1),
+           "chair": ("chair_i_sampled", "CHAIR_i", -1), "coverage": ("coverage_sampled", "coverage", +1),
+           "pope": ("pope_accuracy", "POPE accuracy", +1),
            "rounds": ("mrhal_hallucination_cumulative", "MRHal hallucination", -1),
            "level0": ("log_ratio_first", "log-prob of level 0 against the reference's", +1)}
 MARGIN = 0.01       # "as good as", "not worse": by less than one in a hundred. Ours, chosen before the run
@@ -91,7 +96,8 @@ def claims(text):
     as."""
     found = []
     for one in text.split(";"):
-        kind, a, sign, b, metrics = re.fullmatch(r"\s*(control |paper |)(\S+) (>=|>|=) (\S+): (.+)", one).groups()
+        match = re.fullmatch(r"\s*(control |paper |)(\S+) (\S+) (\S+): (.+)", one)
+        kind, a, sign, b, metrics = match.groups()
         found += [Claim(None, {a: 1, b: -1}, metric, kind.strip() or (None if sign == ">" else "ours"),
                         TESTS[sign])
                   for metric in metrics.split()]
@@ -116,8 +122,10 @@ STUDIES = {
         "Table 3: how many levels", "Do four levels beat two?", SCORES,
         {"k2": ("K = 2", "2.69 / .47"), "k3": ("K = 3", "2.88 / .42"), "mdpo": ("K = 4", "3.17 / .35"),
          "k5": ("K = 5", "2.96 / .41"), "k2-fixed": ("K = 2, y_0 weighs as at K = 4", None),
-         "k3-fixed": ("K = 3, y_0 weighs as at K = 4", None), "k5-fixed": ("K = 5, y_0 weighs as at K = 4", None),
-         "slow-2": ("K = 2, no penalty, DPO's rate", None), "slow-4": ("K = 4, no penalty, DPO's rate", None)},
+         "k3-fixed": ("K = 3, y_0 weighs as at K = 4", None),
+         "k5-fixed": ("K = 5, y_0 weighs as at K = 4", None),
+         "slow-2": ("K = 2, no penalty, DPO's rate", None),
+         "slow-4": ("K = 4, no penalty, DPO's rate", None)},
         claims("mdpo > k2: false chair; slow-4 > slow-2: false pope; k3 > k2: false; mdpo > k3: false;"
                "mdpo > k5: false; mdpo > k2-fixed: false; mdpo = k2: false; mdpo = k5-fixed: false")),
     "table5": Study(
@@ -143,7 +151,8 @@ STUDIES = {
          "own-claims": ("own, oracle: true - 2 false claims (bound)", None),
          "best-claims": ("supervised, best own answer by the oracle (bound)", None),
          "own-standard": ("standard answer + 3 own, symmetric + attributes", None),
-         "base": ("careless base", None), "careless-own": ("careless base: own, symmetric + attributes", None)},
+         "base": ("careless base", None),
+         "careless-own": ("careless base: own, symmetric + attributes", None)},
         claims("own-attributes > clean-sft: false chair; own-attributes > best-attributes: false chair;"
                "own-attributes >= clean-sft: pope coverage; own-symmetric > clean-sft: chair;"
                "own-symmetric >= clean-sft: coverage; own-symmetric > own-recall: chair;"
@@ -154,14 +163,16 @@ STUDIES = {
                "own-attributes > own-standard: false; careless-own > base: false"),
         orders=("own-recall", "own-symmetric", "own-attributes")),
     "controls": Study(
-        "MDPO and supervised training, in two regimes", "Does MDPO beat supervised training on the standard answers?",
+        "MDPO and supervised training, in two regimes",
+        "Does MDPO beat supervised training on the standard answers?",
         "MRHal score / hallucination rate, cumulative",
         {"base": ("careless base", "3.38 / .32"), "sft": ("supervised, standard answers", None),
          "slow-2": ("binary DPO, no penalty", None), "mdpo": (MDPO, "4.07 / .20"),
          "clean": ("clean base", None), "clean-sft": ("clean base: supervised", None),
          "clean-mdpo": ("clean base: MDPO, K = 4", None)},
         claims("mdpo > sft: false chair; clean-mdpo > clean-sft: false chair; mdpo > base: false pope rounds;"
-               "mdpo > slow-2: false; clean-sft > clean: false; mdpo = sft: false; clean-mdpo = clean-sft: false")),
+               "mdpo > slow-2: false; clean-sft > clean: false; mdpo = sft: false;"
+               "clean-mdpo = clean-sft: false")),
     "penalty": Study(
         "The penalty of Eq. 6 and 7", "Is training better with the penalty?", "no table; section 3",
         {**{f"penalty-{size}": (f"penalty {size}", None) for size in PENALTIES},
@@ -169,7 +180,7 @@ STUDIES = {
          "mdpo": ("MDPO as in the demo: on the best answer", None)},
         claims("paper penalty-1 > penalty-0: false pope level0; penalty-0.1 > penalty-1: false;"
                "penalty-1 > penalty-5: false; paper mdpo > slow-4: false; paper mdpo > penalty-all: false")
-        + [Claim(f"the log-prob of the best answer falls below the reference's, {label}", {name: -1}, "level0", "paper")
+        + [Claim(f"the best answer's log-prob falls, {label}", {name: -1}, "level0", "paper")
            for name, label in (("penalty-0", "no penalty"), ("slow-4", "no penalty, DPO's rate"))]),
     "table4": Study(
         "Table 4: which pairs", "Do cross-level pairs help?", SCORES,
@@ -179,20 +190,22 @@ STUDIES = {
          "b-c": ("B>C", "2.45 / .51")},
         # Not tested: S>A over S>B, and cross-level on S>A, A>B: there the paper's two figures contradict each
         # other.
-        claims("mdpo > s-a-b-c: false; s-a-b-c > s-a-b: false; s-a-b > k2: false; mdpo > s-b: false; k2 > b-c: false;"
-               "b-c > a-c: false")),
+        claims("mdpo > s-a-b-c: false; s-a-b-c > s-a-b: false; s-a-b > k2: false; mdpo > s-b: false;"
+               "k2 > b-c: false; b-c > a-c: false")),
     "table6": Study(
-        "Table 6: other losses over a ranking, and perturbed answers", "Is MDPO better than K-wise MLE?", SCORES,
+        "Table 6: other losses over a ranking, and perturbed answers", "Is MDPO better than K-wise MLE?",
+        SCORES,
         {"mdpo": ("MDPO", "3.17 / .35"), "kwise": ("K-wise MLE", "2.96 / .41"), "pro": ("PRO", "3.01 / .38"),
          "perturb": ("MDPO on perturbed answers", "2.83 / .46")},
         claims("mdpo > kwise: false; mdpo > pro: false; mdpo > perturb: false")),
     "figure4": Study(
-        "Figure 4: rankings replaced by an annotator's", "Do more of an annotator's rankings mean more hallucination?",
-        "curves without printed figures", {name: (f"{share} % replaced", None) for name, share in REPLACED.items()},
+        "Figure 4: rankings replaced by an annotator's",
+        "Do more of an annotator's rankings mean more hallucination?", "curves without printed figures",
+        {name: (f"{share} % replaced", None) for name, share in REPLACED.items()},
         # The slope: with these weights the sum is what false claims gain from 0 to 100 % on the best straight
         # line.
-        [Claim("false claims rise with the share replaced", {name: (50 - share) * 100 / 5800 for name, share in
-                                                             REPLACED.items()}, "false", "paper")]),
+        [Claim("false claims rise with the share replaced",
+               {name: (50 - share) * 100 / 5800 for name, share in REPLACED.items()}, "false", "paper")]),
     "ig": Study(
         "Table 5: incremental generation", "Does the auto-check improve IG's ranking?", SCORES,
         {"mdpo": ("MEG: auto-check", "3.17 / .35"), "ig": ("IG: auto-check", "3.12 / .41"),
@@ -200,16 +213,19 @@ STUDIES = {
         claims("ig > ig-initial: false; mdpo > ig: false; mdpo = ig: false")),
     "few": Study(
         "Few standard answers", "Do levels help more where standard answers are scarce?", NONE,
-        {"few-5-sft": ("5 %: supervised", None), "few-5-mdpo": ("5 %: MDPO", None), "sft": ("100 %: supervised", None),
-         "few-25-sft": ("25 %: supervised", None), "few-25-mdpo": ("25 %: MDPO", None), "mdpo": ("100 %: MDPO", None)},
-        claims("few-5-mdpo > few-5-sft: false; few-25-mdpo > few-25-sft: false; control sft > few-5-sft: false")),
+        {"few-5-sft": ("5 %: supervised", None), "few-5-mdpo": ("5 %: MDPO", None),
+         "few-25-sft": ("25 %: supervised", None), "few-25-mdpo": ("25 %: MDPO", None),
+         "sft": ("100 %: supervised", None), "mdpo": ("100 %: MDPO", None)},
+        claims("few-5-mdpo > few-5-sft: false; few-25-mdpo > few-25-sft: false;"
+               "control sft > few-5-sft: false")),
     "dial": Study(
-        "From a clean to a careless base", "Does MDPO gain more where the standard answers can teach more?", NONE,
+        "From a clean to a careless base",
+        "Does MDPO gain more where the standard answers can teach more?", NONE,
         {name: (f"{steps} careless steps: {what}", None) for steps, names in
          (("no", ("clean", "clean-sft", "clean-mdpo")), ("half the", ("half", "half-sft", "half-mdpo")),
           ("all", ("base", "sft", "mdpo")), ("twice the", ("double", "double-sft", "double-mdpo")))
          for name, what in zip(names, ("base", "supervised", "MDPO"), strict=True)},
-        [Claim("MDPO's advantage over supervised training is larger on the careless base than on the clean one",
+        [Claim("MDPO's advantage over supervised training is larger on the careless than on the clean base",
                {"mdpo": 1, "sft": -1, "clean-mdpo": -1, "clean-sft": 1}, "false", "ours"),
          *claims("half-mdpo > half-sft: false; double-mdpo > double-sft: false")]),
 }

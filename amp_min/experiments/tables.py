@@ -20,8 +20,9 @@ WHY = {"words_sampled": "words", "repeated_sampled": "said twice", "false_object
        "false_numbers_sampled": "numbers", "false_sizes_sampled": "sizes", "false_colors_sampled": "colors",
        "false_places_sampled": "places", "false_relations_sampled": "relations",
        "log_ratio_first": "log-ratio of the best level", "log_ratio_last": "of the worst"}
-ORDERS = {"agreement": "agreement ↑", "agreement_descriptions": "descriptions", "agreement_dialogues": "dialogues",
-          "yes_no": "yes/no rounds", "inconsistency": "adjacent pairs wrong ↓",
+ORDERS = {"agreement": "agreement ↑", "agreement_descriptions": "descriptions",
+          "agreement_dialogues": "dialogues", "yes_no": "yes/no rounds",
+          "inconsistency": "adjacent pairs wrong ↓",
           "adjacent_wrong": "generated, told apart: wrong ↓", "told_apart": "told apart"}
 
 
@@ -38,30 +39,35 @@ def share(value):
     return "—" if value is None else f"{value:.3f}"
 
 
+def cells(row):
+    return [spread([seed[key] for seed in row["seeds"]]) for key in COLUMNS]
+
+
 def markdown(found):
     """The content of results/<study>.json (found_in) as text."""
     rows = [found["rows"][name] for name in found["order"]]
     lines = [f"## {found['title']}", "", f"**{found['question']}** {answer(found)}", "",
-             f"Seeds {', '.join(map(str, found['seeds']))} (mean ± standard deviation), {found['split']} scenes, "
-             f"{found['machine']}. The paper's figures ({found['figures']}) measure something else: compare the "
-             "order, not the size.", "", line("", "paper", *COLUMNS.values()),
+             f"Seeds {', '.join(map(str, found['seeds']))} (mean ± standard deviation), {found['split']} "
+             f"scenes, {found['machine']}. The paper's figures ({found['figures']}) measure something else: "
+             "compare the order, not the size.", "", line("", "paper", *COLUMNS.values()),
              line("---", "---", *["---:"] * len(COLUMNS))]
-    lines += [line(row["name"], row["paper"] or "—", *(spread([seed[key] for seed in row["seeds"]]) for key in COLUMNS))
-              for row in rows]
-    lines += ["", "What moved: length, repetition, and the share of false claims of each kind (sampled descriptions). "
-              "Last, the share of the training pairs in which the reference finds the *worse* answer likelier.", "",
+    lines += [line(row["name"], row["paper"] or "—", *cells(row)) for row in rows]
+    lines += ["", "What moved: length, repetition, the share of false claims of each kind (sampled "
+              "descriptions), and in the last epoch the log-ratio of the best and the worst level. Last: in "
+              "how many of the training pairs the reference finds the *worse* answer likelier.", "",
               line("", *WHY.values(), "reference prefers the worse"), line("---", *["---:"] * (len(WHY) + 1))]
     for row in rows:
-        moved = (share(np.mean([seed[key] for seed in row["seeds"]]) if key in row["seeds"][0] else None) for key in WHY)
-        lines.append(line(row["name"], *moved, share(row["prefers_worse"])))
+        moved = [[seed[key] for seed in row["seeds"] if key in seed] for key in WHY]
+        lines.append(line(row["name"], *(share(np.mean(values) if values else None) for values in moved),
+                          share(row["prefers_worse"])))
     lines += orders(found["orders"]) if found["orders"] else []
     return "\n".join(lines + claims(found["claims"])) + "\n"
 
 
 def orders(rankings):
-    lines = ["", "Rankings against the oracle. Agreement: over pairs of generated answers that the oracle tells apart. "
-             "The paper's 2.25 % inconsistent pairs, by hand, include those with the standard answer, which cannot be "
-             "wrong, and pairs that nothing tells apart: the next column leaves both out.", "",
+    lines = ["", "Rankings against the oracle. Agreement: over pairs of generated answers that the oracle "
+             "tells apart. The paper's 2.25 % inconsistent pairs, by hand, include those with the standard "
+             "answer, which cannot be wrong, and pairs without a difference: the next column has neither.", "",
              line("ranking", *ORDERS.values()), line("---", *["---:"] * len(ORDERS))]
     return lines + [line(one["ranking"], *(share(one.get(key)) for key in ORDERS)) for one in rankings]
 
@@ -72,13 +78,14 @@ def signed(one):
 
 
 def claims(every):
-    lines = ["", f"{counted(every)} The advantage is the difference in the claim's direction: above zero it speaks for "
-             "the claim. Behind it the 95 % interval. *Corrected* is the verdict when all claims of this page together "
-             "may err in 5 % (Holm). *Smallest*: a true difference of this size would be decided four times in five.", "",
+    lines = ["", f"{counted(every)} The advantage is the difference in the claim's direction: above zero it "
+             "speaks for the claim. Behind it the 95 % interval. *Corrected* is the verdict when all claims "
+             "of this page together may err in 5 % (Holm). *Smallest*: a true difference of this size is "
+             "decided four times in five.", "",
              line("claim", "kind", "paper", "advantage", "verdict", "corrected", "smallest"),
              line("---", "---", "---", "---:", "---", "---", "---:")]
-    return lines + [line(one["claim"], one["kind"], one["paper"], signed(one), f"**{one['verdict']}**", one["corrected"],
-                         "—" if one["smallest"] is None else f"{one['smallest']:.4f}") for one in every]
+    return lines + [line(one["claim"], one["kind"], one["paper"], signed(one), f"**{one['verdict']}**",
+                         one["corrected"], share(one["smallest"])) for one in every]
 
 
 def counted(every):
@@ -96,8 +103,8 @@ VERDICTS = ("holds", "does not hold", "undecided")
 def answer(found):
     """The study's first claim, in a word."""
     first = found["claims"][0]
-    return {"holds": "Yes.", "does not hold": "No, the opposite.",
-            "undecided": f"Not decided: a difference of {first['smallest'] or 0:.3f} would have been seen."}[first["verdict"]]
+    undecided = f"Not decided: a difference of {share(first['smallest'])} would have been seen."
+    return {"holds": "Yes.", "does not hold": "No, the opposite.", "undecided": undecided}[first["verdict"]]
 
 
 def summary(studies):
@@ -107,13 +114,14 @@ def summary(studies):
              line("---", "---", "---", "---:")]
     for found in studies:
         first, count = found["claims"][0], Counter(one["verdict"] for one in found["claims"])
-        lines.append(line(f"[{found['question']}]({found['study']}.md)", answer(found), f"{first['claim']}: {signed(first)}",
+        lines.append(line(f"[{found['question']}]({found['study']}.md)", answer(found),
+                          f"{first['claim']}: {signed(first)}",
                           " / ".join(str(count[verdict]) for verdict in VERDICTS)))
     for found in (one for one in studies if one["study"] == "controls"):
         lines += ["", line(f"mean ± standard deviation over seeds {', '.join(map(str, found['seeds']))}",
                            *COLUMNS.values()), line("---", *["---:"] * len(COLUMNS))]
         for row in (found["rows"][name] for name in found["order"]):
-            lines.append(line(row["name"], *(spread([seed[key] for seed in row["seeds"]]) for key in COLUMNS)))
+            lines.append(line(row["name"], *cells(row)))
     return "\n".join(lines)
 
 
@@ -122,11 +130,12 @@ def write_page(out):
     files = [Path(out) / f"{key}.json" for key in STUDIES]
     studies = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.exists()]
     every = [one for found in studies for one in found["claims"]]
-    negative = [f"- {one['claim']}: {signed(one)} ([{found['study']}]({found['study']}.md))" for found in studies
-                for one in found["claims"] if one["verdict"] == "does not hold"]
+    negative = [f"- {one['claim']}: {signed(one)} ([{found['study']}]({found['study']}.md))"
+                for found in studies for one in found["claims"] if one["verdict"] == "does not hold"]
     tried = Path(__file__).with_name("tried.md").read_text(encoding="utf-8")
     (Path(out) / "README.md").write_text("\n".join([
-        "# What the experiments found", "", "Made by `python -m amp_min.experiments all`. Each study asks one question; "
-        "its claims, and the metric of each, were fixed before it ran. No setting was chosen on these scenes, and none "
-        "on these seeds.", "", summary(studies), "", counted(every), "",
-        "## What came out the other way round", "", *(negative or ["Nothing."]), "", tried]), encoding="utf-8")
+        "# What the experiments found", "",
+        "Made by `python -m amp_min.experiments all`. Each study asks one question; its claims, and the "
+        "metric of each, were fixed before it ran. Nothing was chosen on these scenes or these seeds.", "",
+        summary(studies), "", counted(every), "", "## What came out the other way round", "",
+        *(negative or ["Nothing."]), "", tried]), encoding="utf-8")
