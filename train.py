@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from amp_min import lora, losses, mllm, packing, records, reference
-from amp_min.support import checkpoint, hub, memory, script, storage
+from amp_min.support import checkpoint, hub, memory, script
 from amp_min.support.pictures import image_path, open_image
 from amp_min.support.script import UserError
 
@@ -108,11 +108,8 @@ def load_policy(settings):
 # ---- 2. data ----------------------------------------------------------------------------------------------------
 
 def read_sets(m, settings):
-    """Every row as one TokenSet of its K best answers, with its id, picture and (for PRO) rewards.
-
-    The tokens wait on the disk: in memory, those of 100,000 rows would outgrow a small model.
-    """
-    K, sets, ids, paths, rewards, dropped = settings.levels, storage.OnDisk(packing.TokenSet._make), [], [], [], {}
+    """Every row as one TokenSet of its K best answers, with its id, picture and (for PRO) rewards."""
+    K, sets, ids, paths, rewards, dropped = settings.levels, [], [], [], [], {}
     limit, equal, tokens = m.model.config.text_config.max_position_embeddings, 0, None
 
     def on_bad(bad):

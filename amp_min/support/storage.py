@@ -8,9 +8,7 @@ import os
 import platform
 import reprlib
 import shutil
-import tempfile
 import time
-from array import array
 from collections import Counter
 from operator import itemgetter
 from pathlib import Path
@@ -141,29 +139,6 @@ class Writer:
         """Remove the unfinished file and its settings."""
         self.part.unlink(missing_ok=True)
         Path(f"{self.part}.meta.json").unlink(missing_ok=True)
-
-
-class OnDisk:
-    """A list whose items wait in a temporary file, so that a long one takes 8 bytes of memory an item.
-
-    make: builds an item from its JSON again. The file has no name and is gone when the process is.
-    """
-
-    def __init__(self, make):
-        self.make, self.starts, self.file = make, array("q"), tempfile.TemporaryFile()
-
-    def append(self, item):
-        self.starts.append(self.file.seek(0, os.SEEK_END))
-        self.file.write(json.dumps(item).encode("ascii") + b"\n")
-
-    def __len__(self):
-        return len(self.starts)
-
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        self.file.seek(self.starts[i])
-        return self.make(json.loads(self.file.readline()))
 
 
 def write_json(path, obj):
