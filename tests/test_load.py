@@ -89,5 +89,6 @@ def test_memory_stays_flat(family, tmp_path):
         "peaks": found, "note": "peak resident memory of the whole process, imports and model included; "
                                  "rows of 60 distinct answers; seconds are CPU seconds",
         "versions": storage.versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
-    for name, peaks in found.items():                                    # ids and places of rows are kept: a hundred bytes or two each
-        assert peaks[-1]["peak_mb"] - peaks[0]["peak_mb"] < 80, name
+    for name, peaks in found.items():            # the stages keep an id and a place of each row, training all of its tokens
+        growth = 2**20 * (peaks[-1]["peak_mb"] - peaks[0]["peak_mb"]) / (SIZES[-1] - SIZES[0])
+        assert growth < (5_000 if name == "training reader" else 800), f"{name}: {growth:.0f} bytes a row"
