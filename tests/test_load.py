@@ -35,13 +35,13 @@ verify.main(["--candidates", rows, "--encoder", f"{models}/clip", "--out", out])
 """,
     "training reader": """
 import torch, train
-from amp_min import mllm, packing
+from amp_min import mllm, packing, preferences, prompt
 torch.set_num_threads(1)
-encode, known = mllm.encode, {}          # tokenizing is not what is measured: each distinct text once
-mllm.encode = lambda m, *texts: known.get(repr(texts)) or known.setdefault(repr(texts), encode(m, *texts))
+encode, known = prompt.encode, {}        # tokenizing is not what is measured: each distinct text once
+prompt.encode = lambda m, *texts: known.get(repr(texts)) or known.setdefault(repr(texts), encode(m, *texts))
 settings = train.Settings(model=f"{models}/llava-2b", preferences=rows, out=out)
 m = mllm.load(settings.model)
-sets, ids, paths, rewards = train.read_sets(m, settings)
+sets = preferences.read(m, settings).sets
 lengths = [packing.length(tokens) for tokens in sets]
 for chosen in packing.batches(lengths, 16, seed="0 0")[:200]:
     packing.pack([sets[i] for i in chosen], 0)
