@@ -136,6 +136,6 @@ def answering_batch(m, asked, beams, new_tokens, most=64):
         batch //= 2
     unit, name = (GB, "GB") if weights > GB else (2**20, "MB")
     print(f"memory: weights {weights / unit:.1f} {name}, {one / unit:.2f} {name} for each conversation of "
-          f"{beams} x {tokens} tokens; {batch} are answered together, {SPARE * (weights + batch * one) / unit:.1f} "
-          f"{name}" + (f" of {room / GB:.0f} GB" if room else ""))
+          f"{beams} x {tokens} tokens; {batch} are answered together, "
+          f"{SPARE * (weights + batch * one) / unit:.1f} {name}" + (f" of {room / GB:.0f} GB" if room else ""))
     return batch

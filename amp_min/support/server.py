@@ -70,7 +70,7 @@ def ask(client, model, messages, **settings):
 def converse(client, model, pictures, questions, decoding, at_once, seeds=None):
     """What decoding.converse gives, from a server: (N lists of answers, N lists of bools).
 
-    pictures: N paths; questions: N lists; decoding, seeds: as there; at_once: how many are under way together.
+    pictures: N paths; questions: N lists; decoding, seeds: as there; at_once: how many are under way.
     """
     # What is off is not sent: some servers refuse a request with a key that they do not know.
     body = {"temperature": decoding.get("temperature", 0), "max_tokens": decoding["max_new_tokens"]}
