@@ -27,8 +27,8 @@ One output row, the K levels in their initial ranking:
                    {"source": "llava-13b", "answers": ["Yes, there is a dog.", "The dog is on the left."]}]}
 
 Departures from the paper: none in the decoding (4 beams, repetition penalty 1.1, at most 512 new tokens).
-Left open there: the penalty is on the answer's own words, and special tokens cannot be said. The temperature 0.7
-is left out: it has no effect without sampling.
+Left open there: the penalty is on the answer's own words, and special tokens cannot be said. The temperature
+of 0.7 is left out: it has no effect without sampling.
 """
 
 import itertools
@@ -261,8 +261,8 @@ def join(names, files, settings):
             # A file that is too short gives None here, and so does the prompts' end: neither passes unseen.
             answered = [json.loads(line or '{"id": null}') for line in lines]
             if row is None or any(one["id"] != row["id"] for one in answered):
-                raise UserError(f"{settings.out}: row {row and row['id']!r} of {settings.prompts} is not what "
-                                "was answered there; start again without --resume")
+                raise UserError(f"{settings.out}: row {row and row['id']!r} of {settings.prompts} is not "
+                                "what was answered there; start again without --resume")
             # The standard answer is level 1, so K is one more than the number of models. It is the only one
             # that does not come from a model; it is true, and verify.py measures the others by it.
             responses = [{"source": "standard", "answers": row.pop("answers")}]

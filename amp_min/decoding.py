@@ -76,8 +76,8 @@ def answer(m, features, questions, answers, decoding, seeds=None):
 class GumbelNoise:
     """Sampling as an argmax: the likeliest word after adding Gumbel noise to log p is a fair draw from p.
 
-    Each conversation draws its noise from a stream of its own, so an answer depends on its seed alone, and not
-    on who shares the batch or was answered before. Source: the Gumbel-max trick, Maddison et al. (1411.0030).
+    Each conversation draws its noise from a stream of its own, so an answer depends on its seed alone, not on
+    who shares the batch or was answered before. Source: the Gumbel-max trick, Maddison et al. (1411.0030).
     """
 
     def __init__(self, temperature, seeds, device):

@@ -119,8 +119,8 @@ def test_an_answer_without_an_end_is_cut(small_model, features):
 
 def test_the_batch_is_what_fits(monkeypatch, capsys):
     """LLaVA-1.5-7B, 4 beams, 512 new tokens: 0.5 MB of keys and values a token, so 64 would need 150 GB."""
-    text = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-                       max_position_embeddings=4096)
+    text = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+                       num_attention_heads=32, max_position_embeddings=4096)
     config = LlavaConfig(text_config=text)
     with torch.device("meta"):
         m = mllm.Mllm("7b", LlavaForConditionalGeneration(config).bfloat16(), None, 0, 576)

@@ -122,7 +122,7 @@ def test_levels_differ_and_articles_agree(tiny_world, tmp_path):
     flags = "--image-root", tiny_world / "preference"
     made = perturbed(prompts, tmp_path / "o.jsonl", *flags)
     said = [[one["answers"][0] for one in row["responses"]] for row in made]
-    assert all(len(set(levels)) == 4 for levels in said)              # one word to change, four to choose from
+    assert all(len(set(levels)) == 4 for levels in said)             # one word to change, four to choose from
     articles = {pair for levels in said for text in levels for pair in re.findall(r"\b(an?) (\w)", text)}
     assert {("an", "e"), ("a", "c")} <= articles and all((a == "an") == (b in "aeiou") for a, b in articles)
 

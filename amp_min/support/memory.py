@@ -173,12 +173,12 @@ def answering_batch(m, asked, beams, new_tokens, most=64):
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width         # bytes a token
     passing = (4 * text.hidden_size + 3 * text.intermediate_size) * width
-    one = beams * (tokens * (cache + passing) + 3 * 4 * text.vocab_size)  # bytes a conversation
+    one = beams * (tokens * (cache + passing) + 3 * 4 * text.vocab_size)              # bytes a conversation
     room, batch = capacity(m.device), asked or most
     while room and not asked and batch > 1 and SPARE * (weights + batch * one) > room:
         batch //= 2
     unit, name = (GB, "GB") if weights > GB else (2**20, "MB")
-    print(f"memory: weights {weights / unit:.1f} {name}, {one / unit:.2f} {name} for each conversation of {beams} "
-          f"x {tokens} tokens; {batch} are answered together, {SPARE * (weights + batch * one) / unit:.1f} "
-          f"{name}" + (f" of {room / GB:.0f} GB" if room else ""))
+    print(f"memory: weights {weights / unit:.1f} {name}, {one / unit:.2f} {name} for each conversation of "
+          f"{beams} x {tokens} tokens; {batch} are answered together, "
+          f"{SPARE * (weights + batch * one) / unit:.1f} {name}" + (f" of {room / GB:.0f} GB" if room else ""))
     return batch

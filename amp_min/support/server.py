@@ -1,7 +1,7 @@
 """A model that another program serves, behind the protocol that they share: POST URL/chat/completions.
 
 Spoken by vLLM, SGLang and `transformers serve`; URL ends in /v1. So a 34B model, or a judge, runs on the
-engine that somebody already has. A key, where one is needed, is read from the environment variable OPENAI_API_KEY.
+engine that somebody already has. A key, where one is needed, comes from the environment's OPENAI_API_KEY.
 """
 
 import base64
@@ -70,7 +70,7 @@ def ask(client, model, messages, **settings):
 def converse(client, model, pictures, questions, decoding, at_once, seeds=None):
     """What decoding.converse gives, from a server: (N lists of answers, N lists of bools).
 
-    pictures: N paths; questions: N lists; decoding, seeds: as there; at_once: conversations under way together.
+    pictures: N paths; questions: N lists; decoding, seeds: as there; at_once: how many are under way.
     """
     # What is off is not sent: some servers refuse a request with a key that they do not know.
     body = {"temperature": decoding.get("temperature", 0), "max_tokens": decoding["max_new_tokens"]}
