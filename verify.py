@@ -83,6 +83,8 @@ def main(argv=None):
     print("settings:", asdict(settings))
     with storage.open_input(settings.candidates) as file:
         lines = sum(1 for _ in file)
+    # The two experts of the paper: a parser for English, and CLIP's text encoder for chunks and sentences
+    # alike.
     nlp, encoder = chunks.load_parser(), autocheck.load_encoder(settings.encoder, choose_device())
     started, features, counts = time.perf_counter(), {}, Counter()
     inputs = [settings.candidates, *storage.weights(settings.encoder)]

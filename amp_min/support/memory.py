@@ -56,10 +56,10 @@ def kept_per_token(text, width, rank):
     norms = 2 * D * 4 * (1 if rank else 2)  # what goes in, in fp32; if the norms train, normalized as well
     attention = 4 * Q * width                           # q, k and v after the rotation, and what comes out
     feed_forward = 3 * F * width                        # gate, silu(gate), up
-    # Inputs of the seven linear layers: q, k and v share one, and so do gate and up; o's is counted above. But
-    # autocast, in full training, makes a bf16 copy for each product.
+    # Inputs of the seven linear layers: q, k and v share one, and so do gate and up; o's is counted above.
+    # But autocast, in full training, makes a bf16 copy for each product.
     linears = (2 * D + F if rank or width == 4 else 5 * D + F) * width
-    return norms + attention + feed_forward + linears + 7 * rank * 4                        # A x of each adapter
+    return norms + attention + feed_forward + linears + 7 * rank * 4  # A x of each adapter
 
 
 def kept(text, width, rank, sets, tokens, checkpointing, mask=None):
