@@ -313,7 +313,7 @@ def measured(prompt, name, rng):
     """A dialogue of rounds that are right or wrong at random, as the evidence says, ranked as a whole."""
     def response(source):
         right = [rng.random() < .5 for _ in prompt["answers"]]
-        said = "" if source == "C" else f" So says {source}."        # C has the standard's words where it is right
+        said = "" if source == "C" else f" So says {source}."    # C, where right, has the standard's words
         answers = [a + said if ok else f"{a} There is a sun and no sun. So says {source}."
                    for a, ok in zip(prompt["answers"], right, strict=True)]
         evidence = [{"levels": [[int(ok), .5]] * 2} for ok in right]

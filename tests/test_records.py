@@ -55,7 +55,7 @@ def refusal(path, kind):
     return str(error.value).removeprefix(f"{path}:1: ")
 
 
-# ---- read and check -------------------------------------------------------------------------------------------------
+# ---- read and check ----
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_a_good_row_is_read_as_json_reads_it(tmp_path, kind):
@@ -70,18 +70,6 @@ def test_byte_order_mark_crlf_blank_lines_and_a_missing_last_line_end_are_accept
     write_lines(path, PROMPT, b"\xef\xbb\xbf" + json.dumps(second).encode())
     with pytest.raises(BadRow, match=":2: line is not JSON .*BOM"):     # two files glued together
         list(read(path, "prompt"))
-
-
-def test_the_message_of_the_contract(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    good = [PREFERENCE | {"id": f"row-{i}"} for i in range(16)]
-    responses = [{"source": "standard", "answers": ["x"] * 3}, {"source": "l", "answers": ["x"] * 3},
-                 {"source": "s", "answers": ["x"]}]
-    bad = CANDIDATE | {"questions": ["a", "b", "c"], "responses": responses}
-    write_lines(Path("preferences.jsonl"), *good, bad)
-    with pytest.raises(BadRow) as error:
-        list(read("preferences.jsonl", "preference"))
-    assert str(error.value) == "preferences.jsonl:17: responses[2].answers has 1 entry, questions has 3"
 
 
 LINES = [
@@ -104,6 +92,10 @@ def test_lines_that_are_no_strict_json_are_refused(tmp_path, line, problem):
 
 CHANGES = [
     ("prompt", ["id"], "", "id is empty"), ("prompt", ["id"], 7, "id is a number"),
+    ("prompt", ["image"], ["a.png"], "image is a list; the path of one picture"),
+    ("prompt", ["image"], "iVBORw0KGgo" * 2000, "image is a base64 text of 22,000 characters, a path belongs there"),
+    ("prompt", ["image"], "http://a.org/b.png", "image is a URL, 'http://a.org/b.png'"),
+    ("prompt", ["questions"], None, "questions is missing"),
     ("prompt", ["questions"], [], "questions is an empty list"),
     ("prompt", ["questions"], "Why?", "questions is a string"),
     ("prompt", ["questions", 1], None, "questions[1] is null"),
@@ -193,43 +185,6 @@ def test_missing_files_folders_and_endless_lines_are_user_errors(tmp_path, monke
     assert refusal(write_lines(tmp_path / "rows.jsonl", PROMPT), "prompt").startswith("line is longer than 50 bytes")
 
 
-# A second, independent statement of the contract, to compare with: true or false and nothing about why.
-def text_ok(text, blank=False):
-    return isinstance(text, str) and (blank or not text.isspace() and text != "") and len(text) <= 1_000_000
-
-
-def texts_ok(texts, n, blank=False):
-    return (isinstance(texts, list) and len(texts) == n > 0
-            and all(text_ok(text, blank) and "<image>" not in text for text in texts))
-
-
-def number_ok(value):
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) < 1e308
-
-
-def response_ok(r, n, kind):
-    return (isinstance(r, dict) and text_ok(r.get("source"))
-            and texts_ok(r.get("answers"), n, blank=r["source"] != "standard")
-            and (kind != "preference" or all(number_ok(r[key]) or (r[key] is None and r["source"] == "standard")
-                                             for key in ("accuracy", "score") if key in r)))
-
-
-def row_ok(row, kind):
-    if not (isinstance(row, dict) and text_ok(row.get("id")) and text_ok(row.get("image"))):
-        return False
-    questions, responses = row.get("questions"), row.get("responses")
-    if not (isinstance(questions, list) and texts_ok(questions, len(questions))):
-        return False
-    if kind == "prompt":
-        return texts_ok(row.get("answers"), len(questions))
-    if not (isinstance(responses, list) and len(responses) > 1
-            and all(response_ok(r, len(questions), kind) for r in responses)):
-        return False
-    order = row.get("initial_order", list(range(len(responses))))
-    return kind != "preference" or isinstance(order, list) and all(type(i) is int for i in order) and (
-        sorted(order) == list(range(len(responses))))
-
-
 VALUES = st.sampled_from([None, True, False, 0, 1, 2, -3, 0.5, 1.0, 1e300, 10**400, "", " ", "\u3000", "standard", "ok",
                           "a <image>", "<image", "\0", [], {}, [[]], ["x"], ["x", "y"], ["x", ""], ["", 1], [0, 1, 2],
                           [2, 1, 0], [1.0, 0, 2], {"source": "s", "answers": ["x", ""]}, {"source": "standard"}])
@@ -276,10 +231,9 @@ def test_a_changed_row_is_accepted_whole_or_refused_with_its_place(rows_path, ki
     try:
         found = list(read(rows_path, kind))
     except BadRow as error:
-        assert not row_ok(row, kind)
-        assert str(error).startswith(f"{rows_path}:1: ") and "\n" not in str(error)
+        assert str(error).startswith(f"{rows_path}:1: ") and "\n" not in str(error) and len(str(error)) < 300
     else:
-        assert row_ok(row, kind) and found == [row]
+        assert found == [row]
 
 
 @st.composite
@@ -305,24 +259,16 @@ def test_a_damaged_file_gives_rows_or_refusals_and_nothing_else(rows_path, kind_
     lines, bad, found = data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), [], []
     try:
         found.extend(read(rows_path, kind, skip_bad=True, on_bad=bad.append))
-    except BadRow as error:
-        assert "file has no usable row" in str(error)
+    except UserError as error:
+        assert "file has no usable row" in str(error) or f"{rows_path}: is " in str(error)
     refused = {int(str(error).removeprefix(f"{rows_path}:").split(":")[0]) for error in bad}
     kept = [line for number, line in enumerate(lines, 1) if line.strip() and number not in refused]
     if found:
         assert found == [json.loads(line) for line in kept]
-    assert all(row_ok(row, kind) for row in found) and len(refused) == len(bad)
+    assert len(refused) == len(bad)
 
 
-def test_what_is_read_can_be_written_and_read_again(tmp_path):
-    source = write_lines(tmp_path / "a.jsonl", *(PREFERENCE | {"id": f"r{i}"} for i in range(3)))
-    with Writer(tmp_path / "b.jsonl", {}, [source]) as out:
-        for row in read(source, "preference"):
-            out.write(row)
-    assert (tmp_path / "b.jsonl").read_bytes() == source.read_bytes()
-
-
-# ---- write ----------------------------------------------------------------------------------------------------------
+# ---- write ----
 
 def write_all(path, n, settings=None, inputs=(), resume=False, stop_at=None):
     """Write rows 0 … n-1 as a stage does; `stop_at` raises there, as Ctrl-C does."""
@@ -473,7 +419,7 @@ def test_write_json_is_sorted_strict_and_atomic(tmp_path):
     assert list(tmp_path.iterdir()) == [path.parent]
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- pictures ----
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -543,6 +489,12 @@ def test_files_that_are_no_usable_picture(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=problem) as error:
             pictures.open_image(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+    Image.new("RGB", (201, 2)).save(tmp_path / "thin.png")
+    with pytest.raises(UserError, match="picture is 201 x 2 pixels, a ratio above 100 : 1; crop or replace .*thin"):
+        pictures.open_image(tmp_path / "thin.png")
+    (tmp_path / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="picture is a Git LFS pointer, .*lfs.png"):
+        pictures.open_image(tmp_path / "lfs.png")
     monkeypatch.setattr(pictures, "MAX_PIXELS", 1599)
     with pytest.raises(UserError, match="picture has 40 x 40 pixels, 1 to 1599 are allowed"):
         pictures.open_image(tmp_path / "whole.png")
@@ -587,19 +539,7 @@ def test_image_paths_stay_below_their_root(tmp_path):
         pictures.open_image(pictures.image_path(PROMPT | {"image": "loop"}, jsonl))
 
 
-def test_read_drops_rows_whose_picture_is_unusable(tmp_path):
-    (tmp_path / "bad.png").write_text("no picture", encoding="utf-8")
-    Image.new("RGB", (2, 2)).save(tmp_path / "good.png")
-    rows = [PROMPT | {"id": name, "image": name} for name in ("bad.png", "../up.png", "good.png")]
-    path, bad = write_lines(tmp_path / "rows.jsonl", *rows), []
-    found = read(path, "prompt", True, bad.append, lambda row: pictures.open_image(pictures.image_path(row, path)))
-    assert [row["id"] for row in found] == ["good.png"]
-    assert [str(b).split("; ")[0] for b in bad] == [
-        f"{path}:1: picture is in none of the formats {', '.join(pictures.FORMATS)}",
-        f"{path}:2: image leads out of its folder"]
-
-
-# ---- scripts --------------------------------------------------------------------------------------------------------
+# ---- scripts ----
 
 @dataclass
 class Settings:
