@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -289,7 +289,7 @@ def test_the_meta_file_holds_what_a_reader_needs(tmp_path):
         assert not path.exists()
     assert sorted(p.name for p in path.parent.iterdir()) == ["out.jsonl", "out.jsonl.meta.json"]
     meta = json.loads(path.with_name("out.jsonl.meta.json").read_text(encoding="utf-8"))
-    assert meta["settings"] == {"seed": 3, "where": "x"}
+    assert meta["settings"] == {"seed": 3, "where": "x"} and path.read_bytes() == source.read_bytes()
     assert meta["inputs"] == {str(source): hashlib.sha256(source.read_bytes()).hexdigest()}
     assert meta["rows"] == {"read": 3, "kept": 1, "dropped": {"answers[N] is empty": 2}}
     assert meta["seconds"] >= 0 and set(meta["versions"]) == {"python", "torch", "transformers", "spacy"}
@@ -311,14 +311,12 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path):
     with pytest.raises(KeyboardInterrupt) as error:
         write_all(path, 9, stop_at=4)
     note = f"4 finished rows are in {path}.part; the same command with --resume continues there"
-    assert error.value.__notes__ == [note]
-    assert path.read_text(encoding="utf-8") == "an earlier result\n"
+    assert error.value.__notes__ == [note] and path.read_text(encoding="utf-8") == "an earlier result\n"
     out = write_all(path, 9, resume=True)
     assert out.done == {f"row-{i}" for i in range(4)} and out.written == 5
-    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert not list(tmp_path.glob("*.part*"))
     again = write_all(path, 9, resume=True)         # a finished file: nothing left to do, nothing lost
     assert again.written == 0 and path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not list(tmp_path.glob("*.part*"))
 
 
 KILLED = """
@@ -327,9 +325,6 @@ from amp_min.support.storage import Writer
 with Writer(sys.argv[1], {"seed": 1}, []) as out:
     for i in range(int(sys.argv[2])):
         out.write({"id": f"row-{i}", "text": "é" * 5000})
-    out.file.write(sys.argv[3].encode())
-    if sys.argv[3]:
-        out.file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -337,20 +332,16 @@ with Writer(sys.argv[1], {"seed": 1}, []) as out:
 @pytest.mark.parametrize("rows, half", [(0, ""), (0, "{"), (5, ""), (5, '{"id": "row-5", "te'), (5, '{"id": "row-5"}'),
                                         (5, '{"id": "row-5"\n{"id": "row-6"}\n'), (5, "\0" * 300 + "\n")])
 def test_after_sigkill_every_whole_row_is_kept(tmp_path, rows, half):
-    path = tmp_path / "out.jsonl"
-    half_arg = half if "\0" not in half else "null\n"       # no NUL can be passed as an argument
-    child = subprocess.run([sys.executable, "-c", KILLED, str(path), str(rows), half_arg], cwd=ROOT)
+    """half: what a kill or a power cut left of the row at hand."""
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    child = subprocess.run([sys.executable, "-c", KILLED, str(path), str(rows)], cwd=ROOT)
     assert child.returncode == -signal.SIGKILL and not path.exists()
-    if half != half_arg:
-        part = Path(f"{path}.part")
-        part.write_bytes(part.read_bytes().replace(b"null\n", half.encode()))
-    with Writer(path, {"seed": 1}, [], resume=True) as out:
-        assert out.done == {f"row-{i}" for i in range(rows)}
-        for i in range(rows, 8):
-            out.write({"id": f"row-{i}", "text": "é" * 5000})
-    with Writer(tmp_path / "whole.jsonl", {"seed": 1}, []) as whole:
-        for i in range(8):
-            whole.write({"id": f"row-{i}", "text": "é" * 5000})
+    part.write_bytes(part.read_bytes() + half.encode())
+    for out_path, done in ((path, rows), (tmp_path / "whole.jsonl", 0)):
+        with Writer(out_path, {"seed": 1}, [], resume=True) as out:
+            assert out.done == {f"row-{i}" for i in range(done)}
+            for i in range(done, 8):
+                out.write({"id": f"row-{i}", "text": "é" * 5000})
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -398,24 +389,24 @@ def test_resume_refuses_other_settings_other_inputs_and_a_lost_record(tmp_path):
 def test_writer_refuses_a_folder_its_own_input_a_missing_input_and_an_empty_result(tmp_path):
     source = write_lines(tmp_path / "in.jsonl", PROMPT)
     (tmp_path / "link.jsonl").symlink_to(source)
+    before = source.read_bytes()
     for path, inputs, problem in [(tmp_path, [], "is a folder"), (source, [source], "both input and output"),
                                   (tmp_path / "link.jsonl", [source], "both"),
                                   (tmp_path / "o", [tmp_path / "no"], "No such file"),
                                   (tmp_path / "out.jsonl", [], "no row was left")]:
         with pytest.raises(UserError, match=problem):
             write_all(path, 0, inputs=inputs)
-    assert source.read_bytes() == json.dumps(PROMPT, ensure_ascii=False).encode() + b"\n"
+    assert source.read_bytes() == before
 
 
 def test_write_json_is_sorted_strict_and_atomic(tmp_path):
     path = tmp_path / "a" / "results.json"
     storage.write_json(path, {"b": 1, "a": "é"})
     assert path.read_bytes() == '{\n  "a": "é",\n  "b": 1\n}\n'.encode()
-    with pytest.raises(ValueError):
-        storage.write_json(path, {"a": math.nan})
+    for place, content, error in ((path, {"a": math.nan}, ValueError), (path.parent, {}, IsADirectoryError)):
+        with pytest.raises(error):
+            storage.write_json(place, content)
     assert path.read_bytes().startswith(b'{\n  "a": "') and list(path.parent.iterdir()) == [path]
-    with pytest.raises(IsADirectoryError):
-        storage.write_json(path.parent, {})
     assert list(tmp_path.iterdir()) == [path.parent]
 
 
@@ -424,54 +415,40 @@ def test_write_json_is_sorted_strict_and_atomic(tmp_path):
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
-def saved(path, image, **options):
-    image.save(path, **options)
-    return pictures.open_image(path)
+def pixels(image, name="p.png", **options):
+    """The pixels of a picture's first row, saved and opened again."""
+    memory = io.BytesIO()
+    image.save(memory, name.split(".")[1], **options)
+    path = Path(os.environ["PICTURES"]) / name
+    path.write_bytes(memory.getvalue())
+    opened = pictures.open_image(path)
+    assert opened.mode == "RGB"
+    return [opened.getpixel((x, 0)) for x in range(opened.width)]
 
 
-def test_palette_cmyk_grey_and_black_and_white(tmp_path):
-    palette = Image.new("P", (2, 1))
+def test_every_kind_of_picture_becomes_upright_8_bit_rgb(tmp_path, monkeypatch):
+    monkeypatch.setenv("PICTURES", str(tmp_path))
+    palette, clear, turned = Image.new("P", (2, 1)), Image.new("RGBA", (3, 1), (255, 0, 0, 0)), Image.new("RGB", (3, 2))
     palette.putpalette([0, 0, 255, 255, 0, 0])
     palette.putpixel((1, 0), 1)
-    opened = saved(tmp_path / "p.png", palette)
-    assert (opened.mode, opened.size) == ("RGB", (2, 1))
-    assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 255), RED]
-    assert saved(tmp_path / "c.tif", Image.new("CMYK", (2, 2), (0, 255, 255, 0))).getpixel((0, 0)) == RED
-    close = saved(tmp_path / "c.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=100).getpixel((4, 4))
-    assert np.abs(np.subtract(close, RED)).max() <= 3       # JPEG is not exact
-    assert saved(tmp_path / "l.png", Image.new("L", (1, 1), 100)).getpixel((0, 0)) == (100,) * 3
-    assert saved(tmp_path / "1.png", Image.new("1", (1, 1), 1)).getpixel((0, 0)) == WHITE
-
-
-def test_16_bit_grey_is_scaled_and_32_bit_is_refused(tmp_path):
-    deep = np.array([[0, 257 * 100, 65535, 128]], dtype=np.uint16)
-    opened = saved(tmp_path / "deep.png", Image.fromarray(deep))
-    assert opened.mode == "RGB" and np.asarray(opened)[0].tolist() == [[0] * 3, [100] * 3, [255] * 3, [0] * 3]
-    for name, kind in (("i.tif", np.int32), ("f.tif", np.float32)):
-        with pytest.raises(UserError, match="32-bit values have no fixed white"):
-            saved(tmp_path / name, Image.fromarray(np.ones((2, 2), kind)))
-
-
-def test_transparent_parts_become_white(tmp_path):
-    rgba = Image.new("RGBA", (3, 1), (255, 0, 0, 0))
-    rgba.putpixel((1, 0), (255, 0, 0, 255))
-    rgba.putpixel((2, 0), (0, 0, 0, 51))            # a fifth of black on white: 255 * 0.8 = 204
-    opened = saved(tmp_path / "a.png", rgba)
-    assert [opened.getpixel((x, 0)) for x in range(3)] == [WHITE, RED, (204, 204, 204)]
-    assert saved(tmp_path / "la.png", Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == WHITE
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(RED)
-    assert saved(tmp_path / "t.png", palette, transparency=0).getpixel((0, 0)) == WHITE
-    assert saved(tmp_path / "rgb.png", Image.new("RGB", (1, 1), RED), transparency=RED).getpixel((0, 0)) == WHITE
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    image = Image.new("RGB", (3, 2), WHITE)
-    image.putpixel((0, 0), RED)
+    assert pixels(palette) == [(0, 0, 255), RED]
+    assert pixels(palette, transparency=1) == [(0, 0, 255), WHITE]
+    assert pixels(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "c.tiff") == [RED]
+    assert np.abs(np.subtract(pixels(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "c.jpeg")[4], RED)).max() <= 3
+    assert pixels(Image.new("L", (1, 1), 100)) == [(100,) * 3] and pixels(Image.new("1", (1, 1), 1)) == [WHITE]
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535, 128]], dtype=np.uint16))
+    assert pixels(deep) == [(0,) * 3, (100,) * 3, WHITE, (0,) * 3]
+    clear.putpixel((1, 0), (255, 0, 0, 255))
+    clear.putpixel((2, 0), (0, 0, 0, 51))           # a fifth of black on white: 255 * 0.8 = 204
+    assert pixels(clear) == [WHITE, RED, (204,) * 3] and pixels(Image.new("LA", (1, 1), (0, 0))) == [WHITE]
+    assert pixels(Image.new("RGB", (1, 1), RED), transparency=RED) == [WHITE]
     exif = Image.Exif()
     exif[0x0112] = 6                                # the camera was turned: rotate by 90 degrees clockwise to view
-    opened = saved(tmp_path / "e.png", image, exif=exif)
-    assert opened.size == (2, 3) and opened.getpixel((1, 0)) == RED and opened.getpixel((0, 0)) == WHITE
+    turned.putpixel((0, 0), RED)
+    assert pixels(turned, exif=exif) == [(0,) * 3, RED]
+    for kind in (np.int32, np.float32):
+        with pytest.raises(UserError, match="32-bit values have no fixed white"):
+            pixels(Image.fromarray(np.ones((2, 2), kind)), "i.tiff")
 
 
 def test_files_that_are_no_usable_picture(tmp_path, monkeypatch):
@@ -480,21 +457,19 @@ def test_files_that_are_no_usable_picture(tmp_path, monkeypatch):
         noise.save(tmp_path / f"whole.{suffix}")
         data = (tmp_path / f"whole.{suffix}").read_bytes()
         (tmp_path / f"truncated.{suffix}").write_bytes(data[: len(data) // 2])
+    Image.new("RGB", (201, 2)).save(tmp_path / "thin.png")
+    (tmp_path / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "text.png").write_text("not a picture", encoding="utf-8")
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
     for name, problem in [("truncated.png", "cannot be read"), ("truncated.jpg", "truncated"),
                           ("text.png", "none of the formats"), ("empty.png", "none of the formats"),
-                          ("missing.png", "missing"), (".", "missing"), ("pipe.png", "missing")]:
+                          ("missing.png", "missing"), (".", "missing"), ("pipe.png", "missing"),
+                          ("thin.png", "is 201 x 2 pixels, a ratio above 100 : 1; crop or replace"),
+                          ("lfs.png", "picture is a Git LFS pointer, .*git lfs pull")]:
         with pytest.raises(UserError, match=problem) as error:
             pictures.open_image(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
-    Image.new("RGB", (201, 2)).save(tmp_path / "thin.png")
-    with pytest.raises(UserError, match="picture is 201 x 2 pixels, a ratio above 100 : 1; crop or replace .*thin"):
-        pictures.open_image(tmp_path / "thin.png")
-    (tmp_path / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(UserError, match="picture is a Git LFS pointer, .*lfs.png"):
-        pictures.open_image(tmp_path / "lfs.png")
     monkeypatch.setattr(pictures, "MAX_PIXELS", 1599)
     with pytest.raises(UserError, match="picture has 40 x 40 pixels, 1 to 1599 are allowed"):
         pictures.open_image(tmp_path / "whole.png")
@@ -526,8 +501,7 @@ def test_image_paths_stay_below_their_root(tmp_path):
     (root / "loop").symlink_to(root / "loop")
     jsonl = root / "rows.jsonl"
     for image in ("images/a.png", "images/../b.png", "./c.png", "ü.png"):
-        path = pictures.image_path(PROMPT | {"image": image}, jsonl)
-        assert path == Path(os.path.realpath(root / image))
+        assert pictures.image_path(PROMPT | {"image": image}, jsonl) == Path(os.path.realpath(root / image))
     with_root = pictures.image_path(PROMPT | {"image": "a.png"}, jsonl, image_root=tmp_path)
     assert with_root == Path(os.path.realpath(tmp_path)) / "a.png"
     for image, problem in [("/etc/passwd", "absolute"), ("../x.png", "leads out"), ("out/x.png", "leads out"),
@@ -543,20 +517,21 @@ def test_image_paths_stay_below_their_root(tmp_path):
 
 @dataclass
 class Settings:
-    model: str = field(metadata={"help": "100 % a folder"})
-    models: list[str] = field(default_factory=lambda: ["a", "b"])
-    beta: float = field(default=0.1, metadata={"help": "strength"})
-    micro_batch: int = 4
-    shuffle: bool = True
-    show: bool = field(default=False, metadata={"help": "print"})
+    model: str = script.needed("100 % a folder")
+    models: list[str] = script.arg(["a", "b"], "several")
+    beta: float = script.arg(0.1, "strength")
+    micro_batch: int = script.arg(4, "")
+    shuffle: bool = script.arg(True, "")
+    show: bool = script.arg(False, "print")
     strategy: typing.Literal["meg", "ig"] = "meg"
     image_root: Path | None = None
 
 
 def test_command_line_fills_the_dataclass():
     assert script.command_line(Settings, ["--model", "m"]) == Settings("m")
-    argv = "--model m --models x y --beta 2 --micro-batch 1 --no-shuffle --show --strategy ig --image-root /d".split()
-    assert script.command_line(Settings, argv) == Settings("m", ["x", "y"], 2.0, 1, False, True, "ig", Path("/d"))
+    argv = "--model m --models x y --beta 2 --micro-batch 1 --no-shuffle --show --strategy ig --image-root /d"
+    assert script.command_line(Settings, argv.split()) == Settings("m", ["x", "y"], 2.0, 1, False, True, "ig",
+                                                                   Path("/d"))
 
 
 @pytest.mark.parametrize("argv", ["", "--model m --beta x", "--model m --shuffle False", "--model m --bet 1",
@@ -571,9 +546,18 @@ def test_help_names_every_flag_and_each_default_once(capsys):
     with pytest.raises(SystemExit):
         script.command_line(Settings, ["--help"], "What it does.")
     text = capsys.readouterr().out
-    assert text.count("(default: 0.1)") == 1 and text.count("(default: False)") == 1 and "(default: a b)" in text
+    assert text.count("(default: 0.1)") == text.count("(default: False)") == text.count("(default: a b)") == 1
     for part in ("What it does.", "100 % a folder", "--micro-batch", "--no-shuffle", "{meg,ig}"):
         assert part in text
+
+
+@pytest.mark.parametrize("flag, value, wanted", [
+    ("batch", "0", "at least 1"), ("lr", "nan", "more than 0 and at most 1e\\+38"), ("lr", "1e39", "at most 1e\\+38"),
+    ("epochs", "0", "more than 0"), ("levels", "-1", "at least 0"), ("warmup", "2", "at most 1")])
+def test_numbers_out_of_bounds_are_refused(flag, value, wanted):
+    import train
+    with pytest.raises(UserError, match=f"^--{flag} .*: give a number, .*{wanted}$"):
+        train.main(["--model", "m", "--preferences", "p", "--out", "o", f"--{flag}", value])
 
 
 def ended(main, capsys):
@@ -583,41 +567,29 @@ def ended(main, capsys):
     return stopped.value.code, capsys.readouterr().err
 
 
-def test_run_ends_user_errors_and_interrupts_as_one_line(tmp_path, capsys):
-    def broken():
-        raise UserError("a.jsonl:3: id is empty;\nfill it in")
-
-    def interrupted():
-        raise KeyboardInterrupt         # what Python makes of Ctrl-C; a background job would ignore the signal itself
-
-    path = tmp_path / "out.jsonl"
-    assert ended(broken, capsys) == (2, "a.jsonl:3: id is empty; fill it in\n")
-    assert ended(lambda: write_all(path, 5, stop_at=3), capsys) == (
-        130, f"interrupted; 3 finished rows are in {path}.part; the same command with --resume continues there\n")
-    assert ended(interrupted, capsys) == (
-        130, "interrupted; nothing was saved, start the same command again\n")
-    assert ended(lambda: open(tmp_path / "no", encoding="utf-8"), capsys) == (
-        2, f"{tmp_path}/no: No such file or directory; check the path\n")
+def raiser(error):
+    def main():
+        raise error
+    return main
 
 
-def test_run_names_lack_of_disk_and_memory(capsys):
+def test_run_ends_what_a_user_can_cause_as_one_line(tmp_path, capsys):
     import torch
-
-    def fill_disk():
-        with open("/dev/full", "w", encoding="utf-8") as file:
-            file.write("x")
-
-    def fill_accelerator():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
-
-    def fill_disk_from_rust():           # as safetensors says it; test_kill.py has the real thing
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    for cause in (fill_disk, fill_disk_from_rust):
-        status, line = ended(cause, capsys)
-        assert status == 2 and line == "the disk is full, or a file larger than allowed; free some space and start again\n"
-    for cause in (fill_accelerator, lambda: torch.empty(2**55), lambda: bytearray(2**62)):
-        status, line = ended(cause, capsys)
+    path = tmp_path / "out.jsonl"
+    disk = "the disk is full, or a file larger than allowed; free some space and start again\n"
+    # As safetensors says it; test_kill.py has the real thing.
+    rust = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    for main, status, line in [
+            (raiser(UserError("a.jsonl:3: id is empty;\nfill it in")), 2, "a.jsonl:3: id is empty; fill it in\n"),
+            (lambda: write_all(path, 5, stop_at=3), 130, f"interrupted; 3 finished rows are in {path}.part; the same "
+             "command with --resume continues there\n"),
+            (raiser(KeyboardInterrupt()), 130, "interrupted; nothing was saved, start the same command again\n"),
+            (lambda: open(tmp_path / "no"), 2, f"{tmp_path}/no: No such file or directory; check the path\n"),
+            (lambda: Path("/dev/full").write_text("x"), 2, disk), (raiser(rust), 2, disk)]:
+        assert ended(main, capsys) == (status, line)
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
+    for main in (raiser(full), lambda: torch.empty(2**55), lambda: bytearray(2**62)):
+        status, line = ended(main, capsys)
         assert status == 2 and line.startswith("out of memory; ") and line.count("\n") == 1
         assert all(flag in line for flag in ("--micro-batch", "--gradient-checkpointing", "--lora-rank"))
 
@@ -626,13 +598,14 @@ def test_run_leaves_success_and_bugs_alone():
     script.run(lambda: None)
     for bug in (RuntimeError("shape mismatch"), ZeroDivisionError(), OSError("no number"), SystemExit(3)):
         with pytest.raises(type(bug)) as error:
-            script.run(lambda bug=bug: (_ for _ in ()).throw(bug))
+            script.run(raiser(bug))
         assert error.value is bug
 
 
 @pytest.mark.parametrize("lines", [1, 10_000])       # one line waits in a buffer until the end, many do not
 def test_a_closed_pipe_ends_silently(lines):
-    code = f"from amp_min.support import script; script.run(lambda: input() and [print('x' * 100) for _ in range({lines})])"
+    code = ("from amp_min.support import script\n"
+            f"script.run(lambda: input() and [print('x' * 100) for _ in range({lines})])")
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                  env=os.environ | {"PYTHONUNBUFFERED": ""})
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as child:
@@ -646,11 +619,3 @@ def test_start_up_does_not_import_torch():
     code = ("import sys, amp_min.records, amp_min.support.pictures, amp_min.support.script\n"
             "assert not {'torch', 'transformers', 'spacy'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize("flag, value, wanted", [("batch", "0", "at least 1"), ("lr", "nan", "more than 0 and at most 1e\\+38"), ("lr", "1e39", "at most 1e\\+38"),
-                                                 ("epochs", "0", "more than 0"), ("levels", "-1", "at least 0"), ("warmup", "2", "at most 1")])
-def test_numbers_out_of_bounds_are_refused(flag, value, wanted):
-    import train
-    with pytest.raises(UserError, match=f"^--{flag} .*: give a number, .*{wanted}$"):
-        train.main(["--model", "m", "--preferences", "p", "--out", "o", f"--{flag}", value])
