@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ def refusal(path, kind):
     return str(error.value).removeprefix(f"{path}:1: ")
 
 
-# ---- read and check -------------------------------------------------------------------------------------------------
+# ---- read and check ----
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_a_good_row_is_read_as_json_reads_it(tmp_path, kind):
@@ -70,18 +70,6 @@ def test_byte_order_mark_crlf_blank_lines_and_a_missing_last_line_end_are_accept
     write_lines(path, PROMPT, b"\xef\xbb\xbf" + json.dumps(second).encode())
     with pytest.raises(BadRow, match=":2: line is not JSON .*BOM"):     # two files glued together
         list(read(path, "prompt"))
-
-
-def test_the_message_of_the_contract(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    good = [PREFERENCE | {"id": f"row-{i}"} for i in range(16)]
-    responses = [{"source": "standard", "answers": ["x"] * 3}, {"source": "l", "answers": ["x"] * 3},
-                 {"source": "s", "answers": ["x"]}]
-    bad = CANDIDATE | {"questions": ["a", "b", "c"], "responses": responses}
-    write_lines(Path("preferences.jsonl"), *good, bad)
-    with pytest.raises(BadRow) as error:
-        list(read("preferences.jsonl", "preference"))
-    assert str(error.value) == "preferences.jsonl:17: responses[2].answers has 1 entry, questions has 3"
 
 
 LINES = [
@@ -104,6 +92,10 @@ def test_lines_that_are_no_strict_json_are_refused(tmp_path, line, problem):
 
 CHANGES = [
     ("prompt", ["id"], "", "id is empty"), ("prompt", ["id"], 7, "id is a number"),
+    ("prompt", ["image"], ["a.png"], "image is a list; the path of one picture"),
+    ("prompt", ["image"], "iVBORw0KGgo" * 2000, "image is a base64 text of 22,000 characters, a path belongs there"),
+    ("prompt", ["image"], "http://a.org/b.png", "image is a URL, 'http://a.org/b.png'"),
+    ("prompt", ["questions"], None, "questions is missing"),
     ("prompt", ["questions"], [], "questions is an empty list"),
     ("prompt", ["questions"], "Why?", "questions is a string"),
     ("prompt", ["questions", 1], None, "questions[1] is null"),
@@ -193,43 +185,6 @@ def test_missing_files_folders_and_endless_lines_are_user_errors(tmp_path, monke
     assert refusal(write_lines(tmp_path / "rows.jsonl", PROMPT), "prompt").startswith("line is longer than 50 bytes")
 
 
-# A second, independent statement of the contract, to compare with: true or false and nothing about why.
-def text_ok(text, blank=False):
-    return isinstance(text, str) and (blank or not text.isspace() and text != "") and len(text) <= 1_000_000
-
-
-def texts_ok(texts, n, blank=False):
-    return (isinstance(texts, list) and len(texts) == n > 0
-            and all(text_ok(text, blank) and "<image>" not in text for text in texts))
-
-
-def number_ok(value):
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) < 1e308
-
-
-def response_ok(r, n, kind):
-    return (isinstance(r, dict) and text_ok(r.get("source"))
-            and texts_ok(r.get("answers"), n, blank=r["source"] != "standard")
-            and (kind != "preference" or all(number_ok(r[key]) or (r[key] is None and r["source"] == "standard")
-                                             for key in ("accuracy", "score") if key in r)))
-
-
-def row_ok(row, kind):
-    if not (isinstance(row, dict) and text_ok(row.get("id")) and text_ok(row.get("image"))):
-        return False
-    questions, responses = row.get("questions"), row.get("responses")
-    if not (isinstance(questions, list) and texts_ok(questions, len(questions))):
-        return False
-    if kind == "prompt":
-        return texts_ok(row.get("answers"), len(questions))
-    if not (isinstance(responses, list) and len(responses) > 1
-            and all(response_ok(r, len(questions), kind) for r in responses)):
-        return False
-    order = row.get("initial_order", list(range(len(responses))))
-    return kind != "preference" or isinstance(order, list) and all(type(i) is int for i in order) and (
-        sorted(order) == list(range(len(responses))))
-
-
 VALUES = st.sampled_from([None, True, False, 0, 1, 2, -3, 0.5, 1.0, 1e300, 10**400, "", " ", "\u3000", "standard", "ok",
                           "a <image>", "<image", "\0", [], {}, [[]], ["x"], ["x", "y"], ["x", ""], ["", 1], [0, 1, 2],
                           [2, 1, 0], [1.0, 0, 2], {"source": "s", "answers": ["x", ""]}, {"source": "standard"}])
@@ -276,10 +231,9 @@ def test_a_changed_row_is_accepted_whole_or_refused_with_its_place(rows_path, ki
     try:
         found = list(read(rows_path, kind))
     except BadRow as error:
-        assert not row_ok(row, kind)
-        assert str(error).startswith(f"{rows_path}:1: ") and "\n" not in str(error)
+        assert str(error).startswith(f"{rows_path}:1: ") and "\n" not in str(error) and len(str(error)) < 300
     else:
-        assert row_ok(row, kind) and found == [row]
+        assert found == [row]
 
 
 @st.composite
@@ -305,24 +259,16 @@ def test_a_damaged_file_gives_rows_or_refusals_and_nothing_else(rows_path, kind_
     lines, bad, found = data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), [], []
     try:
         found.extend(read(rows_path, kind, skip_bad=True, on_bad=bad.append))
-    except BadRow as error:
-        assert "file has no usable row" in str(error)
+    except UserError as error:
+        assert "file has no usable row" in str(error) or f"{rows_path}: is " in str(error)
     refused = {int(str(error).removeprefix(f"{rows_path}:").split(":")[0]) for error in bad}
     kept = [line for number, line in enumerate(lines, 1) if line.strip() and number not in refused]
     if found:
         assert found == [json.loads(line) for line in kept]
-    assert all(row_ok(row, kind) for row in found) and len(refused) == len(bad)
+    assert len(refused) == len(bad)
 
 
-def test_what_is_read_can_be_written_and_read_again(tmp_path):
-    source = write_lines(tmp_path / "a.jsonl", *(PREFERENCE | {"id": f"r{i}"} for i in range(3)))
-    with Writer(tmp_path / "b.jsonl", {}, [source]) as out:
-        for row in read(source, "preference"):
-            out.write(row)
-    assert (tmp_path / "b.jsonl").read_bytes() == source.read_bytes()
-
-
-# ---- write ----------------------------------------------------------------------------------------------------------
+# ---- write ----
 
 def write_all(path, n, settings=None, inputs=(), resume=False, stop_at=None):
     """Write rows 0 … n-1 as a stage does; `stop_at` raises there, as Ctrl-C does."""
@@ -343,7 +289,7 @@ def test_the_meta_file_holds_what_a_reader_needs(tmp_path):
         assert not path.exists()
     assert sorted(p.name for p in path.parent.iterdir()) == ["out.jsonl", "out.jsonl.meta.json"]
     meta = json.loads(path.with_name("out.jsonl.meta.json").read_text(encoding="utf-8"))
-    assert meta["settings"] == {"seed": 3, "where": "x"}
+    assert meta["settings"] == {"seed": 3, "where": "x"} and path.read_bytes() == source.read_bytes()
     assert meta["inputs"] == {str(source): hashlib.sha256(source.read_bytes()).hexdigest()}
     assert meta["rows"] == {"read": 3, "kept": 1, "dropped": {"answers[N] is empty": 2}}
     assert meta["seconds"] >= 0 and set(meta["versions"]) == {"python", "torch", "transformers", "spacy"}
@@ -365,14 +311,12 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path):
     with pytest.raises(KeyboardInterrupt) as error:
         write_all(path, 9, stop_at=4)
     note = f"4 finished rows are in {path}.part; the same command with --resume continues there"
-    assert error.value.__notes__ == [note]
-    assert path.read_text(encoding="utf-8") == "an earlier result\n"
+    assert error.value.__notes__ == [note] and path.read_text(encoding="utf-8") == "an earlier result\n"
     out = write_all(path, 9, resume=True)
     assert out.done == {f"row-{i}" for i in range(4)} and out.written == 5
-    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert not list(tmp_path.glob("*.part*"))
     again = write_all(path, 9, resume=True)         # a finished file: nothing left to do, nothing lost
     assert again.written == 0 and path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not list(tmp_path.glob("*.part*"))
 
 
 KILLED = """
@@ -381,9 +325,6 @@ from amp_min.support.storage import Writer
 with Writer(sys.argv[1], {"seed": 1}, []) as out:
     for i in range(int(sys.argv[2])):
         out.write({"id": f"row-{i}", "text": "é" * 5000})
-    out.file.write(sys.argv[3].encode())
-    if sys.argv[3]:
-        out.file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -391,20 +332,16 @@ with Writer(sys.argv[1], {"seed": 1}, []) as out:
 @pytest.mark.parametrize("rows, half", [(0, ""), (0, "{"), (5, ""), (5, '{"id": "row-5", "te'), (5, '{"id": "row-5"}'),
                                         (5, '{"id": "row-5"\n{"id": "row-6"}\n'), (5, "\0" * 300 + "\n")])
 def test_after_sigkill_every_whole_row_is_kept(tmp_path, rows, half):
-    path = tmp_path / "out.jsonl"
-    half_arg = half if "\0" not in half else "null\n"       # no NUL can be passed as an argument
-    child = subprocess.run([sys.executable, "-c", KILLED, str(path), str(rows), half_arg], cwd=ROOT)
+    """half: what a kill or a power cut left of the row at hand."""
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    child = subprocess.run([sys.executable, "-c", KILLED, str(path), str(rows)], cwd=ROOT)
     assert child.returncode == -signal.SIGKILL and not path.exists()
-    if half != half_arg:
-        part = Path(f"{path}.part")
-        part.write_bytes(part.read_bytes().replace(b"null\n", half.encode()))
-    with Writer(path, {"seed": 1}, [], resume=True) as out:
-        assert out.done == {f"row-{i}" for i in range(rows)}
-        for i in range(rows, 8):
-            out.write({"id": f"row-{i}", "text": "é" * 5000})
-    with Writer(tmp_path / "whole.jsonl", {"seed": 1}, []) as whole:
-        for i in range(8):
-            whole.write({"id": f"row-{i}", "text": "é" * 5000})
+    part.write_bytes(part.read_bytes() + half.encode())
+    for out_path, done in ((path, rows), (tmp_path / "whole.jsonl", 0)):
+        with Writer(out_path, {"seed": 1}, [], resume=True) as out:
+            assert out.done == {f"row-{i}" for i in range(done)}
+            for i in range(done, 8):
+                out.write({"id": f"row-{i}", "text": "é" * 5000})
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -452,80 +389,66 @@ def test_resume_refuses_other_settings_other_inputs_and_a_lost_record(tmp_path):
 def test_writer_refuses_a_folder_its_own_input_a_missing_input_and_an_empty_result(tmp_path):
     source = write_lines(tmp_path / "in.jsonl", PROMPT)
     (tmp_path / "link.jsonl").symlink_to(source)
+    before = source.read_bytes()
     for path, inputs, problem in [(tmp_path, [], "is a folder"), (source, [source], "both input and output"),
                                   (tmp_path / "link.jsonl", [source], "both"),
                                   (tmp_path / "o", [tmp_path / "no"], "No such file"),
                                   (tmp_path / "out.jsonl", [], "no row was left")]:
         with pytest.raises(UserError, match=problem):
             write_all(path, 0, inputs=inputs)
-    assert source.read_bytes() == json.dumps(PROMPT, ensure_ascii=False).encode() + b"\n"
+    assert source.read_bytes() == before
 
 
 def test_write_json_is_sorted_strict_and_atomic(tmp_path):
     path = tmp_path / "a" / "results.json"
     storage.write_json(path, {"b": 1, "a": "é"})
     assert path.read_bytes() == '{\n  "a": "é",\n  "b": 1\n}\n'.encode()
-    with pytest.raises(ValueError):
-        storage.write_json(path, {"a": math.nan})
+    for place, content, error in ((path, {"a": math.nan}, ValueError), (path.parent, {}, IsADirectoryError)):
+        with pytest.raises(error):
+            storage.write_json(place, content)
     assert path.read_bytes().startswith(b'{\n  "a": "') and list(path.parent.iterdir()) == [path]
-    with pytest.raises(IsADirectoryError):
-        storage.write_json(path.parent, {})
     assert list(tmp_path.iterdir()) == [path.parent]
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- pictures ----
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
-def saved(path, image, **options):
-    image.save(path, **options)
-    return pictures.open_image(path)
+def pixels(image, name="p.png", **options):
+    """The pixels of a picture's first row, saved and opened again."""
+    memory = io.BytesIO()
+    image.save(memory, name.split(".")[1], **options)
+    path = Path(os.environ["PICTURES"]) / name
+    path.write_bytes(memory.getvalue())
+    opened = pictures.open_image(path)
+    assert opened.mode == "RGB"
+    return [opened.getpixel((x, 0)) for x in range(opened.width)]
 
 
-def test_palette_cmyk_grey_and_black_and_white(tmp_path):
-    palette = Image.new("P", (2, 1))
+def test_every_kind_of_picture_becomes_upright_8_bit_rgb(tmp_path, monkeypatch):
+    monkeypatch.setenv("PICTURES", str(tmp_path))
+    palette, clear, turned = Image.new("P", (2, 1)), Image.new("RGBA", (3, 1), (255, 0, 0, 0)), Image.new("RGB", (3, 2))
     palette.putpalette([0, 0, 255, 255, 0, 0])
     palette.putpixel((1, 0), 1)
-    opened = saved(tmp_path / "p.png", palette)
-    assert (opened.mode, opened.size) == ("RGB", (2, 1))
-    assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 255), RED]
-    assert saved(tmp_path / "c.tif", Image.new("CMYK", (2, 2), (0, 255, 255, 0))).getpixel((0, 0)) == RED
-    close = saved(tmp_path / "c.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=100).getpixel((4, 4))
-    assert np.abs(np.subtract(close, RED)).max() <= 3       # JPEG is not exact
-    assert saved(tmp_path / "l.png", Image.new("L", (1, 1), 100)).getpixel((0, 0)) == (100,) * 3
-    assert saved(tmp_path / "1.png", Image.new("1", (1, 1), 1)).getpixel((0, 0)) == WHITE
-
-
-def test_16_bit_grey_is_scaled_and_32_bit_is_refused(tmp_path):
-    deep = np.array([[0, 257 * 100, 65535, 128]], dtype=np.uint16)
-    opened = saved(tmp_path / "deep.png", Image.fromarray(deep))
-    assert opened.mode == "RGB" and np.asarray(opened)[0].tolist() == [[0] * 3, [100] * 3, [255] * 3, [0] * 3]
-    for name, kind in (("i.tif", np.int32), ("f.tif", np.float32)):
-        with pytest.raises(UserError, match="32-bit values have no fixed white"):
-            saved(tmp_path / name, Image.fromarray(np.ones((2, 2), kind)))
-
-
-def test_transparent_parts_become_white(tmp_path):
-    rgba = Image.new("RGBA", (3, 1), (255, 0, 0, 0))
-    rgba.putpixel((1, 0), (255, 0, 0, 255))
-    rgba.putpixel((2, 0), (0, 0, 0, 51))            # a fifth of black on white: 255 * 0.8 = 204
-    opened = saved(tmp_path / "a.png", rgba)
-    assert [opened.getpixel((x, 0)) for x in range(3)] == [WHITE, RED, (204, 204, 204)]
-    assert saved(tmp_path / "la.png", Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == WHITE
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(RED)
-    assert saved(tmp_path / "t.png", palette, transparency=0).getpixel((0, 0)) == WHITE
-    assert saved(tmp_path / "rgb.png", Image.new("RGB", (1, 1), RED), transparency=RED).getpixel((0, 0)) == WHITE
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    image = Image.new("RGB", (3, 2), WHITE)
-    image.putpixel((0, 0), RED)
+    assert pixels(palette) == [(0, 0, 255), RED]
+    assert pixels(palette, transparency=1) == [(0, 0, 255), WHITE]
+    assert pixels(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "c.tiff") == [RED]
+    assert np.abs(np.subtract(pixels(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "c.jpeg")[4], RED)).max() <= 3
+    assert pixels(Image.new("L", (1, 1), 100)) == [(100,) * 3] and pixels(Image.new("1", (1, 1), 1)) == [WHITE]
+    deep = Image.fromarray(np.array([[0, 257 * 100, 65535, 128]], dtype=np.uint16))
+    assert pixels(deep) == [(0,) * 3, (100,) * 3, WHITE, (0,) * 3]
+    clear.putpixel((1, 0), (255, 0, 0, 255))
+    clear.putpixel((2, 0), (0, 0, 0, 51))           # a fifth of black on white: 255 * 0.8 = 204
+    assert pixels(clear) == [WHITE, RED, (204,) * 3] and pixels(Image.new("LA", (1, 1), (0, 0))) == [WHITE]
+    assert pixels(Image.new("RGB", (1, 1), RED), transparency=RED) == [WHITE]
     exif = Image.Exif()
     exif[0x0112] = 6                                # the camera was turned: rotate by 90 degrees clockwise to view
-    opened = saved(tmp_path / "e.png", image, exif=exif)
-    assert opened.size == (2, 3) and opened.getpixel((1, 0)) == RED and opened.getpixel((0, 0)) == WHITE
+    turned.putpixel((0, 0), RED)
+    assert pixels(turned, exif=exif) == [(0,) * 3, RED]
+    for kind in (np.int32, np.float32):
+        with pytest.raises(UserError, match="32-bit values have no fixed white"):
+            pixels(Image.fromarray(np.ones((2, 2), kind)), "i.tiff")
 
 
 def test_files_that_are_no_usable_picture(tmp_path, monkeypatch):
@@ -534,12 +457,16 @@ def test_files_that_are_no_usable_picture(tmp_path, monkeypatch):
         noise.save(tmp_path / f"whole.{suffix}")
         data = (tmp_path / f"whole.{suffix}").read_bytes()
         (tmp_path / f"truncated.{suffix}").write_bytes(data[: len(data) // 2])
+    Image.new("RGB", (201, 2)).save(tmp_path / "thin.png")
+    (tmp_path / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "text.png").write_text("not a picture", encoding="utf-8")
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
     for name, problem in [("truncated.png", "cannot be read"), ("truncated.jpg", "truncated"),
                           ("text.png", "none of the formats"), ("empty.png", "none of the formats"),
-                          ("missing.png", "missing"), (".", "missing"), ("pipe.png", "missing")]:
+                          ("missing.png", "missing"), (".", "missing"), ("pipe.png", "missing"),
+                          ("thin.png", "is 201 x 2 pixels, a ratio above 100 : 1; crop or replace"),
+                          ("lfs.png", "picture is a Git LFS pointer, .*git lfs pull")]:
         with pytest.raises(UserError, match=problem) as error:
             pictures.open_image(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
@@ -574,8 +501,7 @@ def test_image_paths_stay_below_their_root(tmp_path):
     (root / "loop").symlink_to(root / "loop")
     jsonl = root / "rows.jsonl"
     for image in ("images/a.png", "images/../b.png", "./c.png", "ü.png"):
-        path = pictures.image_path(PROMPT | {"image": image}, jsonl)
-        assert path == Path(os.path.realpath(root / image))
+        assert pictures.image_path(PROMPT | {"image": image}, jsonl) == Path(os.path.realpath(root / image))
     with_root = pictures.image_path(PROMPT | {"image": "a.png"}, jsonl, image_root=tmp_path)
     assert with_root == Path(os.path.realpath(tmp_path)) / "a.png"
     for image, problem in [("/etc/passwd", "absolute"), ("../x.png", "leads out"), ("out/x.png", "leads out"),
@@ -587,36 +513,25 @@ def test_image_paths_stay_below_their_root(tmp_path):
         pictures.open_image(pictures.image_path(PROMPT | {"image": "loop"}, jsonl))
 
 
-def test_read_drops_rows_whose_picture_is_unusable(tmp_path):
-    (tmp_path / "bad.png").write_text("no picture", encoding="utf-8")
-    Image.new("RGB", (2, 2)).save(tmp_path / "good.png")
-    rows = [PROMPT | {"id": name, "image": name} for name in ("bad.png", "../up.png", "good.png")]
-    path, bad = write_lines(tmp_path / "rows.jsonl", *rows), []
-    found = read(path, "prompt", True, bad.append, lambda row: pictures.open_image(pictures.image_path(row, path)))
-    assert [row["id"] for row in found] == ["good.png"]
-    assert [str(b).split("; ")[0] for b in bad] == [
-        f"{path}:1: picture is in none of the formats {', '.join(pictures.FORMATS)}",
-        f"{path}:2: image leads out of its folder"]
-
-
-# ---- scripts --------------------------------------------------------------------------------------------------------
+# ---- scripts ----
 
 @dataclass
 class Settings:
-    model: str = field(metadata={"help": "100 % a folder"})
-    models: list[str] = field(default_factory=lambda: ["a", "b"])
-    beta: float = field(default=0.1, metadata={"help": "strength"})
-    micro_batch: int = 4
-    shuffle: bool = True
-    show: bool = field(default=False, metadata={"help": "print"})
+    model: str = script.needed("100 % a folder")
+    models: list[str] = script.arg(["a", "b"], "several")
+    beta: float = script.arg(0.1, "strength")
+    micro_batch: int = script.arg(4, "")
+    shuffle: bool = script.arg(True, "")
+    show: bool = script.arg(False, "print")
     strategy: typing.Literal["meg", "ig"] = "meg"
     image_root: Path | None = None
 
 
 def test_command_line_fills_the_dataclass():
     assert script.command_line(Settings, ["--model", "m"]) == Settings("m")
-    argv = "--model m --models x y --beta 2 --micro-batch 1 --no-shuffle --show --strategy ig --image-root /d".split()
-    assert script.command_line(Settings, argv) == Settings("m", ["x", "y"], 2.0, 1, False, True, "ig", Path("/d"))
+    argv = "--model m --models x y --beta 2 --micro-batch 1 --no-shuffle --show --strategy ig --image-root /d"
+    assert script.command_line(Settings, argv.split()) == Settings("m", ["x", "y"], 2.0, 1, False, True, "ig",
+                                                                   Path("/d"))
 
 
 @pytest.mark.parametrize("argv", ["", "--model m --beta x", "--model m --shuffle False", "--model m --bet 1",
@@ -631,9 +546,18 @@ def test_help_names_every_flag_and_each_default_once(capsys):
     with pytest.raises(SystemExit):
         script.command_line(Settings, ["--help"], "What it does.")
     text = capsys.readouterr().out
-    assert text.count("(default: 0.1)") == 1 and text.count("(default: False)") == 1 and "(default: a b)" in text
+    assert text.count("(default: 0.1)") == text.count("(default: False)") == text.count("(default: a b)") == 1
     for part in ("What it does.", "100 % a folder", "--micro-batch", "--no-shuffle", "{meg,ig}"):
         assert part in text
+
+
+@pytest.mark.parametrize("flag, value, wanted", [
+    ("batch-size", "0", "at least 1"), ("lr", "nan", "more than 0 and at most 1e\\+38"), ("lr", "1e39", "at most 1e\\+38"),
+    ("epochs", "0", "more than 0"), ("levels", "-1", "at least 0"), ("warmup-ratio", "2", "at most 1")])
+def test_numbers_out_of_bounds_are_refused(flag, value, wanted):
+    import train
+    with pytest.raises(UserError, match=f"^--{flag} .*: give a number, .*{wanted}$"):
+        train.main(["--model", "m", "--preferences", "p", "--out", "o", f"--{flag}", value])
 
 
 def ended(main, capsys):
@@ -643,41 +567,29 @@ def ended(main, capsys):
     return stopped.value.code, capsys.readouterr().err
 
 
-def test_run_ends_user_errors_and_interrupts_as_one_line(tmp_path, capsys):
-    def broken():
-        raise UserError("a.jsonl:3: id is empty;\nfill it in")
-
-    def interrupted():
-        raise KeyboardInterrupt         # what Python makes of Ctrl-C; a background job would ignore the signal itself
-
-    path = tmp_path / "out.jsonl"
-    assert ended(broken, capsys) == (2, "a.jsonl:3: id is empty; fill it in\n")
-    assert ended(lambda: write_all(path, 5, stop_at=3), capsys) == (
-        130, f"interrupted; 3 finished rows are in {path}.part; the same command with --resume continues there\n")
-    assert ended(interrupted, capsys) == (
-        130, "interrupted; nothing was saved, start the same command again\n")
-    assert ended(lambda: open(tmp_path / "no", encoding="utf-8"), capsys) == (
-        2, f"{tmp_path}/no: No such file or directory; check the path\n")
+def raiser(error):
+    def main():
+        raise error
+    return main
 
 
-def test_run_names_lack_of_disk_and_memory(capsys):
+def test_run_ends_what_a_user_can_cause_as_one_line(tmp_path, capsys):
     import torch
-
-    def fill_disk():
-        with open("/dev/full", "w", encoding="utf-8") as file:
-            file.write("x")
-
-    def fill_accelerator():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
-
-    def fill_disk_from_rust():           # as safetensors says it; test_kill.py has the real thing
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    for cause in (fill_disk, fill_disk_from_rust):
-        status, line = ended(cause, capsys)
-        assert status == 2 and line == "the disk is full, or a file larger than allowed; free some space and start again\n"
-    for cause in (fill_accelerator, lambda: torch.empty(2**55), lambda: bytearray(2**62)):
-        status, line = ended(cause, capsys)
+    path = tmp_path / "out.jsonl"
+    disk = "the disk is full, or a file larger than allowed; free some space and start again\n"
+    # As safetensors says it; test_kill.py has the real thing.
+    rust = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    for main, status, line in [
+            (raiser(UserError("a.jsonl:3: id is empty;\nfill it in")), 2, "a.jsonl:3: id is empty; fill it in\n"),
+            (lambda: write_all(path, 5, stop_at=3), 130, f"interrupted; 3 finished rows are in {path}.part; the same "
+             "command with --resume continues there\n"),
+            (raiser(KeyboardInterrupt()), 130, "interrupted; nothing was saved, start the same command again\n"),
+            (lambda: open(tmp_path / "no"), 2, f"{tmp_path}/no: No such file or directory; check the path\n"),
+            (lambda: Path("/dev/full").write_text("x"), 2, disk), (raiser(rust), 2, disk)]:
+        assert ended(main, capsys) == (status, line)
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
+    for main in (raiser(full), lambda: torch.empty(2**55), lambda: bytearray(2**62)):
+        status, line = ended(main, capsys)
         assert status == 2 and line.startswith("out of memory; ") and line.count("\n") == 1
         assert all(flag in line for flag in ("--micro-batch", "--gradient-checkpointing", "--lora-rank"))
 
@@ -686,13 +598,14 @@ def test_run_leaves_success_and_bugs_alone():
     script.run(lambda: None)
     for bug in (RuntimeError("shape mismatch"), ZeroDivisionError(), OSError("no number"), SystemExit(3)):
         with pytest.raises(type(bug)) as error:
-            script.run(lambda bug=bug: (_ for _ in ()).throw(bug))
+            script.run(raiser(bug))
         assert error.value is bug
 
 
 @pytest.mark.parametrize("lines", [1, 10_000])       # one line waits in a buffer until the end, many do not
 def test_a_closed_pipe_ends_silently(lines):
-    code = f"from amp_min.support import script; script.run(lambda: input() and [print('x' * 100) for _ in range({lines})])"
+    code = ("from amp_min.support import script\n"
+            f"script.run(lambda: input() and [print('x' * 100) for _ in range({lines})])")
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                  env=os.environ | {"PYTHONUNBUFFERED": ""})
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as child:
@@ -706,11 +619,3 @@ def test_start_up_does_not_import_torch():
     code = ("import sys, amp_min.records, amp_min.support.pictures, amp_min.support.script\n"
             "assert not {'torch', 'transformers', 'spacy'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize("flag, value, wanted", [("batch-size", "0", "at least 1"), ("lr", "nan", "more than 0 and at most 1e\\+38"), ("lr", "1e39", "at most 1e\\+38"),
-                                                 ("epochs", "0", "more than 0"), ("levels", "-1", "at least 0"), ("warmup-ratio", "2", "at most 1")])
-def test_numbers_out_of_bounds_are_refused(flag, value, wanted):
-    import train
-    with pytest.raises(UserError, match=f"^--{flag} .*: give a number, .*{wanted}$"):
-        train.main(["--model", "m", "--preferences", "p", "--out", "o", f"--{flag}", value])

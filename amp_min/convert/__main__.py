@@ -39,7 +39,7 @@ LLaMA-Factory 0.9.5 (its dataset_info.json is written beside the output):
     llamafactory-cli train --stage dpo --do_train true --model_name_or_path llava-hf/llava-1.5-7b-hf \\
         --template llava --dataset_dir lf --dataset amp --cutoff_len 2048 \\
         --finetuning_type lora --lora_rank 64 --lora_alpha 16 --lora_target all --pref_beta 0.1 \\
-        --learning_rate 5.0e-5 --num_train_epochs 4 --lr_scheduler_type cosine --warmup_ratio 0.03 \\
+        --learning_rate 5.0e-5 --num_train_epochs 4 --lr_scheduler_type cosine \\
         --per_device_train_batch_size 1 --gradient_accumulation_steps 16 --bf16 true --output_dir out
 
 ms-swift 4.6.0:

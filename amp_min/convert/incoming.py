@@ -307,8 +307,8 @@ def mmhal(record, notes, source):
 
 
 def mrhal(record, notes, source):
-    """mengxizhang/MRHal-Bench as eval/gen/eval_mrhal.py of the released code reads it: id, image,
-    image_content, label, LLaVA turns in "revised"; or as that writes it: question[], gt_answer[], model_answer[]."""
+    """mengxizhang/MRHal-Bench as the released code (eval/gen/eval_mrhal.py) reads it: id, image, label,
+    image_content, LLaVA turns in "revised"; or as it writes it: question[], gt_answer[], model_answer[]."""
     if "revised" in record:
         questions, answers = turns(record, "revised", notes)
     else:
