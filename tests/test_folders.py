@@ -21,14 +21,15 @@ def test_an_interruption_leaves_the_previous_folder_whole(tmp_path):
         fill(path, "half", stop=True)
     assert (path / "weights").read_text(encoding="utf-8") == "old"
     fill(path, "new")
-    assert (path / "weights").read_text(encoding="utf-8") == "new" and [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert (path / "weights").read_text(encoding="utf-8") == "new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_resume_finds_only_a_folder_made_from_the_same(tmp_path):
     path = tmp_path / "model"
     assert not folders.folder_is_made(path, FACTS, resume=True)
     fill(path, "x")
-    assert folders.folder_is_made(path, FACTS, resume=True) and not folders.folder_is_made(path, FACTS, resume=False)
+    assert folders.folder_is_made(path, FACTS, resume=True)
+    assert not folders.folder_is_made(path, FACTS, resume=False)
     assert not folders.folder_is_made(path, FACTS | {"steps": 4}, resume=True)
 
 

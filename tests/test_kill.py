@@ -1,9 +1,9 @@
-"""Every stage is killed in the middle and continued: nothing is lost, nothing is double, the files are those of a clean run.
+"""Every stage is killed in the middle and continued: nothing is lost or double, the files are a clean run's.
 
-    python -m pytest -q tests/test_kill.py -m kill           20 random moments in forks, one per stage of the
-                                                             commands as they are typed; writes results/kill.json
+    python -m pytest -q tests/test_kill.py -m kill       20 random moments in forks, one per stage of the
+                                                         commands as they are typed; writes results/kill.json
 
-The default suite kills three times. A fork runs a stage's main() in a process of its own and saves it the imports.
+The default suite kills three times. A fork runs a stage's main() in a process of its own, imports done.
 """
 import gc
 import json
@@ -32,24 +32,28 @@ ROOT = Path(__file__).parent.parent
 
 def commands(world, family, work):
     """stage -> (module, flags) that writes into work/<stage>; sizes make every stage write many times."""
-    prompts = ["--prompts", world / "preference/prompts.jsonl", "--max-new-tokens", 6, "--beams", 1, "--block", 2]
+    base, large, rows = family / "llava-2b", family / "llava-7b", work / "inputs/candidates.jsonl"
+    few = "--train 20 --closeups 8 --finetune 8 --preference 8 --captions 4 --dialogues 8".split()
+    tiny = "--family llava-2b llava-7b --clip-steps 2 --steps 3 --careless-steps 1 --batch 4".split()
+    brief = "--max-new-tokens 6 --beams 1 --block 2".split()
+    steps = "--batch 2 --epochs 3 --lr 1e-3 --save-every 1".split()
+    short = "--limit 8 --batch 4 --max-new-tokens 4".split()
     return {
-        "world": ("amp_min.world", ["--out", work / "world/w", "--train", 20, "--closeups", 8, "--finetune", 8, "--preference", 8,
-                                    "--captions", 4, "--dialogues", 8]),
-        "pretrain": ("amp_min.pretrain", ["--out", work / "pretrain", "--world", world, "--family", "llava-2b", "llava-7b",
-                                          "--clip-steps", 2, "--steps", 3, "--careless-steps", 1, "--batch", 4]),
-        "generate": ("generate", [*prompts, "--models", family / "llava-7b", family / "llava-2b", "--out", work / "generate/candidates.jsonl"]),
-        "verify": ("verify", ["--candidates", work / "inputs/candidates.jsonl", "--encoder", family / "clip", "--rows-at-once", 1,
+        "world": ("amp_min.world", ["--out", work / "world/w", *few]),
+        "pretrain": ("amp_min.pretrain", ["--out", work / "pretrain", "--world", world, *tiny]),
+        "generate": ("generate", ["--prompts", world / "preference/prompts.jsonl", "--models", large, base,
+                                  "--out", work / "generate/candidates.jsonl", *brief]),
+        "verify": ("verify", ["--candidates", rows, "--encoder", family / "clip", "--rows-at-once", 1,
                               "--out", work / "verify/preferences.jsonl"]),
-        "train": ("train", ["--model", family / "llava-2b", "--preferences", work / "train/rows.jsonl", "--image-root", world / "preference",
-                            "--out", work / "train/mdpo", "--batch", 2, "--epochs", 3, "--lr", 1e-3, "--save-every", 1]),
-        "evaluate": ("amp_min.evaluate", ["--model", family / "llava-2b", "--data", world / "eval", "--limit", 8, "--batch", 4,
-                                          "--max-new-tokens", 4, "--out", work / "evaluate/results.json"]),
+        "train": ("train", ["--model", base, "--preferences", work / "train/rows.jsonl",
+                            "--image-root", world / "preference", "--out", work / "train/mdpo", *steps]),
+        "evaluate": ("amp_min.evaluate", ["--model", base, "--data", world / "eval",
+                                          "--out", work / "evaluate/results.json", *short]),
     }
 
 
 def lay_out(work, stage, rows):
-    """An empty folder for the stage, with what it reads; the same path in every trial, for files name their inputs."""
+    """An empty folder for the stage, with what it reads; the same path each time: files name their inputs."""
     shutil.rmtree(work, ignore_errors=True)
     (work / "inputs").mkdir(parents=True)
     (work / stage).mkdir()
@@ -75,12 +79,14 @@ def start_fork(module, flags, log, largest_file=None):
     status = 1
     try:
         for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
-            bar.set_lock(threading.RLock())          # its own is shared between forks: one killed with it stops the next
+            bar.set_lock(threading.RLock())    # its own is shared: one fork killed with it stops the next
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         sys.stderr = open(log, "w", encoding="utf-8")
-        signal.signal(signal.SIGINT, signal.default_int_handler)         # it may be ignored: pytest can be a background job
-        sys.unraisablehook = sys.__unraisablehook__      # pytest's would hide an exception that has no one to go to,
-        gc.callbacks.clear()                             # and Hypothesis's callback swallow a Ctrl-C that comes in a collection
+        # Ctrl-C may be ignored (pytest can be in the background), hidden by pytest's hook for exceptions that have
+        # no one to go to, or swallowed by Hypothesis's callback when it comes in a garbage collection.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = sys.__unraisablehook__
+        gc.callbacks.clear()
         if largest_file:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         script.run(lambda: main([str(flag) for flag in flags]))
@@ -124,19 +130,20 @@ def contents(folder):
             if path.name.endswith(".json") and b'"seconds"' in content:
                 content = {key: value for key, value in json.loads(content).items() if key != "seconds"}
             if path.name == "log.jsonl":
-                content = [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in content.splitlines()]
+                content = [json.loads(line) | {"tokens_per_second": None} for line in content.splitlines()]
             found[path.relative_to(folder).as_posix()] = content
     return found
 
 
 def keys_of(folder):
     """Every row of every JSONL file, by what identifies it."""
-    return [(path.name, row.get("benchmark"), row.get("id", row.get("step"))) for path in sorted(folder.rglob("*.jsonl"))
+    return [(path.name, row.get("benchmark"), row.get("id", row.get("step")))
+            for path in sorted(folder.rglob("*.jsonl"))
             for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
 
 
 def trial(stage, plan, work, rows, clean, span, rng, start):
-    """Kill the stage once, at a random moment between its first file and its end; continue it; what went wrong, in numbers."""
+    """Kill the stage once, between its first file and its end; continue it; what went wrong, in numbers."""
     for _ in range(20):
         lay_out(work, stage, rows)
         moment = rng.uniform(0, span)
@@ -146,7 +153,7 @@ def trial(stage, plan, work, rows, clean, span, rng, start):
             os.kill(pid, signal.SIGKILL)
             if end(pid) == -signal.SIGKILL:
                 break
-        span *= 0.8                                                      # it was faster than the clean run, and had ended
+        span *= 0.8                                      # it was faster than the clean run, and had ended
     else:
         raise AssertionError(f"{stage} ended before every kill")
     left = sum(path.read_bytes().count(b"\n") for path in (work / stage).rglob("*")
@@ -155,9 +162,10 @@ def trial(stage, plan, work, rows, clean, span, rng, start):
     status = end(start(module, [*flags, "--resume"], work / "log"))
     assert status == 0, (work / "log").read_text(encoding="utf-8")
     keys, found = keys_of(work / stage), contents(work / stage)
+    names = sorted(clean[1].keys() | found.keys())
     return {"stage": stage, "seconds_after_first_file": round(moment, 3), "lines_found": left,
             "rows_lost": len(set(clean[0]) - set(keys)), "rows_twice": len(keys) - len(set(keys)),
-            "files_differ": sorted(name for name in clean[1].keys() | found.keys() if clean[1].get(name) != found.get(name))}
+            "files_differ": [name for name in names if clean[1].get(name) != found.get(name)]}
 
 
 def kill_all(kills, world, family, work, rows, start, seed=0):
@@ -179,29 +187,32 @@ def wrong(trials):
 
 @pytest.fixture(scope="module")
 def rows(tiny_world):
-    """Preference rows, which are candidate rows too: the standard answers, and each with one and two claims too many."""
+    """Preference rows, which are candidate rows too: the standard answers, and one and two claims more."""
     return [{"id": row["id"], "image": row["image"], "questions": row["questions"],
-             "responses": [{"source": source, "answers": [answer + " There is a red kite." * k for answer in row["answers"]],
+             "responses": [{"source": source, "answers": [a + " There is a red kite." * k for a in row["answers"]],
                             "accuracy": None if k == 0 else 1 - k / 4, "score": None if k == 0 else 0.5}
                            for k, source in enumerate(("standard", "large", "small"))]}
             for row in records.read(tiny_world / "preference/prompts.jsonl", "prompt")]
 
 
 def test_killed_and_continued(tiny_world, family, rows, tmp_path):
-    assert wrong(kill_all({"generate": 1, "train": 1, "evaluate": 1}, tiny_world, family, tmp_path / "work", rows, start_fork)) == []
+    kills = {"generate": 1, "train": 1, "evaluate": 1}
+    assert wrong(kill_all(kills, tiny_world, family, tmp_path / "work", rows, start_fork)) == []
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("start, kills", [(start_fork, {"world": 2, "pretrain": 2, "generate": 4, "verify": 4, "train": 4, "evaluate": 4}),
-                                          (start_command, dict.fromkeys(("world", "pretrain", "generate", "verify", "train", "evaluate"), 1))],
+@pytest.mark.parametrize("start, each", [(start_fork, (2, 2, 4, 4, 4, 4)), (start_command, (1,) * 6)],
                          ids=["forks", "commands"])
-def test_random_moments_of_every_stage(start, kills, tiny_world, family, rows, tmp_path):
+def test_random_moments_of_every_stage(start, each, tiny_world, family, rows, tmp_path):
+    kills = dict(zip(("world", "pretrain", "generate", "verify", "train", "evaluate"), each, strict=True))
     trials = kill_all(kills, tiny_world, family, tmp_path / "work", rows, start)
-    path, name = ROOT / "results/kill.json", "commands" if start is start_command else "forks_of_an_imported_process"
+    path = ROOT / "results/kill.json"
+    name = "commands" if start is start_command else "forks_of_an_imported_process"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     storage.write_json(path, found | {name: {
-        "kills": len(trials), "rows_lost": sum(t["rows_lost"] for t in trials), "rows_twice": sum(t["rows_twice"] for t in trials),
-        "files_that_differ": sum(len(t["files_differ"]) for t in trials), "trials": trials, "versions": storage.versions(),
+        "kills": len(trials), "trials": trials, "versions": storage.versions(),
+        "rows_lost": sum(t["rows_lost"] for t in trials), "rows_twice": sum(t["rows_twice"] for t in trials),
+        "files_that_differ": sum(len(t["files_differ"]) for t in trials),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores"}})
     assert wrong(trials) == [] and len(trials) == sum(kills.values())
 
@@ -210,25 +221,28 @@ def test_random_moments_of_every_stage(start, kills, tiny_world, family, rows, t
 
 @pytest.mark.parametrize("stage, sign, says", [
     ("train", "mdpo.part/checkpoint-*", "is saved in {out}/mdpo.part/checkpoint-"),
-    ("evaluate", "results.json.answers.jsonl.part", "finished rows are in {out}/results.json.answers.jsonl.part"),
+    ("evaluate", "results.json.answers.jsonl.part",
+     "finished rows are in {out}/results.json.answers.jsonl.part"),
 ])
 def test_ctrl_c_says_what_is_saved(stage, sign, says, tiny_world, family, rows, tmp_path):
     work = tmp_path / "work"
     lay_out(work, stage, rows)
     module, flags = commands(tiny_world, family, work)[stage]
-    flags += ["--epochs", 200] if stage == "train" else ["--max-new-tokens", 64]        # long enough to be met at work
+    flags += ["--epochs", 200] if stage == "train" else ["--max-new-tokens", 64]     # long enough to be met
     pid = start_fork(module, flags, work / "log")
-    assert wait_for(lambda: any(path.is_dir() or path.stat().st_size for path in (work / stage).glob(sign)), pid) is None
+    at_work = lambda: any(path.is_dir() or path.stat().st_size for path in (work / stage).glob(sign))
+    assert wait_for(at_work, pid) is None
     os.kill(pid, signal.SIGINT)
     assert end(pid) == 130
     line = (work / "log").read_text(encoding="utf-8")
-    assert line.startswith("interrupted; ") and says.format(out=work / stage) in line and line.count("\n") == 1
+    assert line.startswith("interrupted; ") and line.count("\n") == 1
+    assert says.format(out=work / stage) in line
     assert line.endswith("; the same command with --resume continues there\n")
 
 
 @pytest.mark.parametrize("stage, largest_file", [("generate", 900), ("train", 100_000), ("evaluate", 1_500),
                                                  ("pretrain", 100_000)])
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(stage, largest_file, tiny_world, family, rows, tmp_path):
+def test_a_full_disk_leaves_what_was_there(stage, largest_file, tiny_world, family, rows, tmp_path):
     """A limit on the size of a file stops a write half-way, as a full disk does."""
     work, before = tmp_path / "work", {}
     lay_out(work, stage, rows)

@@ -1,9 +1,9 @@
 """Peak memory while files of 1,000 to 100,000 rows go through the stages that stream.
 
-    python -m pytest -q tests/test_load.py -m load           writes results/load.json; not part of the default suite
+    python -m pytest -q tests/test_load.py -m load       writes results/load.json; not in the default suite
 
-Rows are made up of 60 distinct answers, so that parser, encoder and tokenizer are not what takes the time; memory is what
-is measured. 100,000 rows share 1,000 small pictures.
+Rows are made up of 60 distinct answers, so that parser, encoder and tokenizer are not what takes the time;
+memory is what is measured. 100,000 rows share 1,000 small pictures.
 """
 import json
 import os
@@ -11,6 +11,7 @@ import platform
 import random
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,16 @@ print(measure.resident("VmHWM"), time.process_time())         # not ru_maxrss, w
 
 def write_rows(path, n):
     rng = random.Random(0)
-    answers = [f"There is a {size} {color} {kind} {place}." for size in ("small", "large") for color in ("red", "blue", "green")
-               for kind in ("car", "dog", "tree", "cup", "boat") for place in ("on the left", "at the top")]
+    words = (("small", "large"), ("red", "blue", "green"), ("car", "dog", "tree", "cup", "boat"),
+             ("on the left", "at the top"))
+    answers = [f"There is a {' '.join(choice)}." for choice in product(*words)]
     with open(path, "w", encoding="utf-8") as file:
         for i in range(n):
-            responses = [{"source": source, "answers": [" ".join(rng.sample(answers, 1))]} for source in ("standard", "large", "small")]
-            file.write(json.dumps({"id": f"row-{i:06d}", "image": f"images/{i % 1000:06d}.png",
-                                   "questions": ["Describe the image in detail."], "responses": responses}) + "\n")
+            responses = [{"source": name, "answers": [rng.choice(answers)]}
+                         for name in ("standard", "a", "b")]
+            row = {"id": f"row-{i:06d}", "image": f"images/{i % 1000:06d}.png", "responses": responses,
+                   "questions": ["Describe the image in detail."]}
+            file.write(json.dumps(row) + "\n")
 
 
 @pytest.mark.load
@@ -79,8 +83,9 @@ def test_memory_stays_flat(family, tmp_path):
             path, out = tmp_path / f"{n}.jsonl", tmp_path / "out.jsonl"
             if not path.exists():
                 write_rows(path, n)
-            done = subprocess.run([sys.executable, "-c", MEASURE.format(code=code), str(path), str(out), str(family)], cwd=ROOT,
-                                  capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            command = [sys.executable, "-c", MEASURE.format(code=code), str(path), str(out), str(family)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
+                                  env=os.environ | {"OMP_NUM_THREADS": "1"})
             assert done.returncode == 0, done.stderr
             peak, seconds = map(float, done.stdout.split()[-2:])
             found[name].append({"rows": n, "peak_mb": round(peak, 1), "seconds": round(seconds, 1)})
@@ -88,7 +93,8 @@ def test_memory_stays_flat(family, tmp_path):
     storage.write_json(ROOT / "results/load.json", {
         "peaks": found, "note": "peak resident memory of the whole process, imports and model included; "
                                  "rows of 60 distinct answers; seconds are CPU seconds",
-        "versions": storage.versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
-    for name, peaks in found.items():            # the stages keep an id and a place of each row, training all of its tokens
+        "versions": storage.versions(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
+    for name, peaks in found.items():        # stages keep each row's id and place, training its tokens
         growth = 2**20 * (peaks[-1]["peak_mb"] - peaks[0]["peak_mb"]) / (SIZES[-1] - SIZES[0])
         assert growth < (5_000 if name == "training reader" else 800), f"{name}: {growth:.0f} bytes a row"
