@@ -275,7 +275,7 @@ def test_five_of_a_hundred_equal_variants_get_a_verdict(R, seeds_differ_by, caps
 
     false, power = decided(0), decided(0.03)
     with capsys.disabled():
-        print(f"\n{R} seeds, {N} scenes, differing by {seeds_differ_by}: {false:.3f} false, power {power:.2f}")
+        print(f"\n{R} seeds, {N} scenes, differ by {seeds_differ_by}: {false:.3f} false, power {power:.2f}")
     assert 0.01 < false < 0.075 and power > 5 * false
 
 
