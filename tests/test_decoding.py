@@ -1,16 +1,18 @@
 """Answers: the model's likeliest words, whoever shares the batch, and whatever a checkpoint brings along."""
 import copy
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from test_mllm import ANSWERS, QUESTIONS, P
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from amp_min import decoding, mllm
 from amp_min.decoding import GumbelNoise, answer, converse
 from amp_min.evaluate import __main__ as evaluate
-from amp_min.support import pictures
+from amp_min.support import memory, pictures
 from amp_min.support.script import UserError
 
 MIXED = ([QUESTIONS[1:2], QUESTIONS[:3], ["Is there a dog in the image?"], QUESTIONS[:2]],
@@ -49,7 +51,8 @@ def test_greedy_answers_are_the_likeliest_words_of_encode(small_model, features)
 def test_padding_changes_no_answer(small_model, features, how):
     how = dict(do_sample=False, max_new_tokens=16) | how
     together, _ = answer(small_model, features, *MIXED, how)
-    alone = [answer(small_model, features[i:i + 1], [q], [a], how)[0][0] for i, (q, a) in enumerate(zip(*MIXED))]
+    alone = [answer(small_model, features[i:i + 1], [q], [a], how)[0][0]
+             for i, (q, a) in enumerate(zip(*MIXED))]
     assert together == alone and any(together)
     assert len({len(mllm.encode(small_model, q, a)[0]) for q, a in zip(*MIXED)}) > 2
 
@@ -111,7 +114,25 @@ def test_an_answer_without_an_end_is_cut(small_model, features):
     assert not any(cut) and min(lengths) < max(lengths)
     shorter, cut = answer(small_model, features, *MIXED, dict(ends, max_new_tokens=max(lengths) - 1))
     assert cut == [length == max(lengths) for length in lengths]
-    assert [text == all_of_it for text, all_of_it in zip(shorter, texts)] == [not ended for ended in cut] or any(cut)
+    assert all(text == whole for text, whole, ended in zip(shorter, texts, cut) if not ended)
+
+
+def test_the_batch_is_what_fits(monkeypatch, capsys):
+    """LLaVA-1.5-7B, 4 beams, 512 new tokens: 0.5 MB of keys and values a token, so 64 would need 150 GB."""
+    text = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+                       num_attention_heads=32, max_position_embeddings=4096)
+    config = LlavaConfig(text_config=text)
+    with torch.device("meta"):
+        m = mllm.Mllm("7b", LlavaForConditionalGeneration(config).bfloat16(), None, 0, 576)
+    found = {}
+    for size in 24, 80, 640, None:
+        monkeypatch.setattr(memory, "capacity", lambda device, size=size: size and size * memory.GB)
+        found[size] = memory.answering_batch(m, 0, 4, 512)
+    assert found == {24: 2, 80: 16, 640: 64, None: 64}
+    assert memory.answering_batch(m, 48, 4, 512) == 48                  # an explicit number stays
+    said = re.search(r"weights (.*) GB, (.*) GB for each .* 4 x 1138 tokens; 48", capsys.readouterr().out)
+    assert float(said[1]) == pytest.approx(13.1, abs=0.2)
+    assert 64 * float(said[2]) == pytest.approx(64 * 4 * 1138 * 0.5 / 1024, rel=0.25)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(small_model, features, monkeypatch, capsys):
@@ -129,7 +150,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(small_model, features, monke
     assert converse(small_model, see, questions, how, 4, "x") == expected
     assert "x: out of memory with 4 conversations together; on with 2" in capsys.readouterr().out
     limit = 0
-    with pytest.raises(RuntimeError, match="allocate"):                  # one does not fit: script.run has the advice
+    with pytest.raises(RuntimeError, match="allocate"):                 # not even one
         converse(small_model, see, questions, how, 4, "x")
 
 
@@ -147,11 +168,11 @@ def test_decoding_is_what_we_say_not_what_a_checkpoint_brings(tiny_world, family
             torch.manual_seed(0)
             found.append(converse(m, see, [QUESTIONS[:1]] * 2, how | {"max_new_tokens": 8}, 2, "x"))
     assert found[:2] == found[2:]
-    assert m.model.generation_config.num_beams == 3                     # save_pretrained keeps the checkpoint's own
+    assert m.model.generation_config.num_beams == 3                    # what is saved is untouched
 
 
 def test_a_conversation_that_does_not_fit_is_refused_by_name(small_model):
     limit = small_model.model.config.text_config.max_position_embeddings
     questions = [QUESTIONS[:1], ["Is there a dog? " * limit]]
-    with pytest.raises(UserError, match=rf"reads {limit} tokens, the conversation 'Is there a dog.*never cut"):
+    with pytest.raises(UserError, match=f"reads {limit} tokens, the conversation 'Is there a dog.*never cut"):
         answer(small_model, torch.zeros(2, P, 96), questions, [[], []], dict(max_new_tokens=5))

@@ -6,7 +6,8 @@ import csv
 import json
 import re
 import shlex
-import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -46,34 +47,46 @@ def test_solutions_get_full_marks(seed):
     assert sum(entry["score"] for entry in points) == sum(entry["max_score"] for entry in points)
 
 
-def rounds():
-    """The wrong solutions as a few lists with one for each exercise at most: a run of pytest takes them together."""
-    found = []
-    for _, own in groupby(sorted(grade.EXERCISES.glob("wrong/*.py")), key=lambda path: number(path.stem)):
-        for n, path in enumerate(own):
-            found += [[]] * (n == len(found))
-            found[n] = found[n] + [path]
+def wrong_solutions():
+    """{name: (source, tests it must lose)} from wrong.txt."""
+    found = {}
+    for block in (grade.EXERCISES / "wrong.txt").read_text(encoding="utf-8").split("\n\n")[1:]:
+        name, loses = block.split(":")[0], re.search("^loses (.+)$", block, re.M)[1].split()
+        source = next(SOLUTIONS.glob(f"{number(name)}_*.py")).read_text(encoding="utf-8")
+        for signs, lines in groupby(re.findall("^([-+]) (.+)$", block, re.M), key=lambda line: line[0]):
+            text = "\n".join(words for _, words in lines)
+            if signs == "-":
+                right = text
+                assert right in source, f"wrong.txt: {name}: its solution has no {right!r}"
+            else:
+                source = source.replace(right, text, 1)
+        found[name] = (source, {f"{number(name)} test_{test}" for test in loses})
     return found
 
 
-@pytest.mark.parametrize("paths", rounds(), ids=lambda paths: f"{paths[0].stem}-and-{len(paths) - 1}-more")
-def test_wrong_solutions_lose_their_tests(paths, tmp_path):
-    """A file says in its first lines which tests it must lose: these and no others."""
-    named = set()
-    for path in paths:
-        shutil.copy(path, tmp_path)
-        loses = re.search(r"^Loses: (.+)$", path.read_text(encoding="utf-8"), re.M)[1].split()
-        named |= {f"{number(path.stem)} {test}" for test in loses}
-    points = grade.run_tests(tmp_path, exercises=[number(path.stem) for path in paths])
-    assert {entry["name"] for entry in points if entry["status"] == "failed"} == named
+WRONG = wrong_solutions()
+
+
+def rounds():
+    """Their names as a few lists with one for each exercise at most: a run of pytest takes them together."""
+    of = [[name for name in WRONG if number(name) == exercise] for exercise in dict.fromkeys(map(number, WRONG))]
+    return [[names[n] for names in of if n < len(names)] for n in range(max(map(len, of)))]
+
+
+@pytest.mark.parametrize("names", rounds(), ids=lambda names: f"{names[0]}-and-{len(names) - 1}-more")
+def test_wrong_solutions_lose_their_tests(names, tmp_path):
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(WRONG[name][0], encoding="utf-8")
+    points = grade.run_tests(tmp_path, exercises=[number(name) for name in names])
+    failed = {entry["name"] for entry in points if entry["status"] == "failed"}
+    assert failed == set().union(*(WRONG[name][1] for name in names))
 
 
 def test_each_exercise_has_a_wrong_solution():
-    faults = [path.stem for path in grade.EXERCISES.glob("wrong/*.py")]
-    assert {number(name) for name in NAMES} == {number(fault) for fault in faults}
+    assert {number(name) for name in NAMES} == {number(fault) for fault in WRONG}
     wanted = {"mask_off_by_one", "missing_shift", "mean_instead_of_sum", "padding_counted", "pair_reversed",
               "adjacent_pairs_only", "penalty_on_every_pair", "gradient_through_the_reference"}
-    assert wanted <= {fault.split("_", 1)[1] for fault in faults}
+    assert wanted <= {fault.split("_", 1)[1] for fault in WRONG}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,17 +104,32 @@ def test_card(name):
     assert f'"{number(name)}: chapter {int(name[2:4])}, ' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_seed_changes_the_inputs_and_nothing_else():
-    wrong = grade.EXERCISES / "wrong/ex01_macro_average.py"
+def test_seed_changes_the_inputs_and_nothing_else(tmp_path):
+    wrong = tmp_path / "ex01_macro_average.py"
+    wrong.write_text(WRONG[wrong.stem][0], encoding="utf-8")
     first, again, other = (grade.run_tests(wrong, seed, [grade.EXERCISES / "test_ex01.py"]) for seed in ("1", "1", "2"))
     assert first == again
     assert [entry["score"] for entry in first] == [entry["score"] for entry in other]
     assert [entry["output"] for entry in first] != [entry["output"] for entry in other]
 
 
-def test_no_student_is_an_error(capsys):
-    status = pytest.main([f"--confcutdir={grade.EXERCISES}", str(grade.EXERCISES), "-m", "ex05"])
-    assert status == pytest.ExitCode.USAGE_ERROR
+def test_a_students_own_run(tmp_path, capsys):
+    """The README's results.json stays, an endless loop ends, no student is an error, nothing warns without pytest-xdist."""
+    (tmp_path / "my").mkdir()
+    (tmp_path / "results.json").write_text("of the README", encoding="utf-8")
+    (tmp_path / "my/ex10b_mine.py").write_text(ENDLESS, encoding="utf-8")
+    command = [sys.executable, "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))", "-c", ROOT / "pyproject.toml",
+               "--rootdir", ROOT, "-p", "no:xdist", "-p", "no:cacheprovider", grade.EXERCISES / "test_ex10b.py",
+               "--student", "my", "--time-limit", "1", "--format", "classroom50"]
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    points = json.loads((tmp_path / "my/points.json").read_text(encoding="utf-8"))
+    assert points["schema"] == "classroom50/result/v1" and (points["score"], points["max-score"]) == (6, 12)
+    assert {type(value) for key, value in points.items() if key not in ("score", "max-score", "tests")} == {str}
+    assert [test["passed"] for test in points["tests"]] == [False, False, True, True]
+    assert set(points["tests"][0]) == {"test-name", "passed", "score", "max-score"}
+    assert "no answer within 1 s" in done.stdout and "warning" not in done.stdout.lower()
+    assert (tmp_path / "results.json").read_text(encoding="utf-8") == "of the README"
+    assert pytest.main([f"--confcutdir={grade.EXERCISES}", str(grade.EXERCISES)]) == pytest.ExitCode.USAGE_ERROR
     assert "needs --student PATH" in capsys.readouterr().err
 
 
@@ -113,7 +141,9 @@ def test_page_for_teachers():
     assert len(rows) == 4 + 4 + 8
     for exercises, total in rows:
         assert sum(points[name] for name in re.findall(r"ex\d\d\w?", exercises)) == int(total), exercises
-    for command in re.findall(r"^python -m tutorial.grading (.+)$", TEACHERS, re.M):
+    commands = re.findall(r"^python -m tutorial.grading (.+)$", TEACHERS.replace("\\\n", " "), re.M)
+    assert len(commands) == 3
+    for command in commands:
         script.command_line(grade.Settings, shlex.split(command))
 
 
@@ -138,10 +168,12 @@ def cube(x, y):
 """
 
 
-def test_what_travels_between_the_processes(tmp_path):
-    """Values, errors and gradients are those of a plain call: both ways of running a student's file give one result."""
+@pytest.mark.parametrize("command", [None, [sys.executable, isolated.__file__, "{folder}/{file}", "{seconds}", "{megabytes}"]],
+                         ids=["forked", "by a command"])
+def test_what_travels_between_the_processes(command, tmp_path):
+    """Values, errors and gradients are those of a plain call: every way of running a student's file gives one result."""
     (tmp_path / "ex00.py").write_text(EVERYTHING, encoding="utf-8")
-    with isolated.opened(tmp_path / "ex00.py", 60, 1000) as there:
+    with isolated.opened(tmp_path / "ex00.py", 60, 1000, command) as there:
         sent = ([1, 2.5, float("inf"), None, True, "é"], {"a": {1, 2}, 3: (4,)}, Fraction(1, 3))
         assert there.same(*sent, key="word") == (sent, {"key": "word"})
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool):
@@ -165,6 +197,22 @@ ENDLESS = RIGHT + """
 def breaks_says_no():
     while True:
         pass
+
+def breaks_pair_accuracy():
+    while True:
+        pass
+"""
+
+# Half an answer, and no more: the grader must not wait for the rest. And more memory than there is.
+HALF = RIGHT + """
+def breaks_says_no():
+    import os, time
+    for end in range(3, 100):
+        try:
+            os.write(end, b"\\0\\0\\1\\0half an answer")
+        except OSError:
+            pass
+    time.sleep(100)
 
 def breaks_pair_accuracy():
     return [1] * 10 ** 9
@@ -204,32 +252,46 @@ def test_private_secret(student, rng):
 """
 
 
-def test_grading_command(tmp_path):
-    handed_in = {"ann": RIGHT, "bob": ENDLESS, "cheat": CHEAT.replace("SUBMISSIONS", repr(str(tmp_path / "all"))),
-                 "crash": "import sys\nsys.exit(0)\n", "missing": None,
-                 "zoe": RIGHT.replace("[[6, 2]]", "[[2, 6]]").replace('"snow"', 'f"{1 / 0}"')}
-    for student, text in handed_in.items():
-        (tmp_path / "all" / student).mkdir(parents=True)
-        if text is not None:
-            (tmp_path / "all" / student / "ex10b_mine.py").write_text(text, encoding="utf-8")
+def test_a_class_of_thirty(tmp_path):
+    """One command; every slip costs its own points and is named."""
+    crash = "import sys\nsys.exit(0)\n"
+    cheat = CHEAT.replace("SUBMISSIONS", repr(str(tmp_path / "all")))
+    zoe = RIGHT.replace("[[6, 2]]", "[[2, 6]]").replace('"snow"', 'f"{1 / 0}"')
+    handed_in = {                                                # student: ({file: text}, score, missing, notes)
+        "cheat": ({"ex10b_x.py": cheat}, 11, "", ""),
+        "crash": ({"ex10b_x.py": crash}, 0, "", "exit: ex10b"),
+        "endless": ({"ex10b_x.py": ENDLESS}, 11, "", "endless: ex10b"),
+        "half": ({"ex10b_x.py": HALF}, 11, "", "endless: ex10b"),
+        "misspelt": ({"exo10b_x.py": RIGHT}, 0, "ex10b", "not graded: exo10b_x.py"),
+        "nested": ({"src/ex10b_x.py": RIGHT, "ex06_x.py": RIGHT}, 0, "ex10b", "not graded: src/ex10b_x.py"),
+        "nothing": ({}, 0, "ex10b", ""),
+        "twice": ({"ex10b_new.py": RIGHT, "ex10b_old.py": RIGHT}, 0, "", "twice: ex10b"),
+        "unnumbered": ({"faults.py": RIGHT, "faults.ipynb": "{}"}, 0, "ex10b", "not graded: faults.ipynb, faults.py"),
+        "zoe": ({"ex10b_x.py": zoe}, 9, "", "")}
+    handed_in |= {f"ann{n:02}": ({"ex10b_x.py": RIGHT}, 17, "", "") for n in range(30 - len(handed_in))}
+    for student, (files, *_) in handed_in.items():
+        for name, text in {".git/config.py": "", **files}.items():
+            path = tmp_path / "all" / student / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
     (tmp_path / "private").mkdir()
     (tmp_path / "private/test_private.py").write_text(PRIVATE, encoding="utf-8")
     grade.main([str(tmp_path / "all"), "--seed", "s", "--out", str(tmp_path / "out/grades.csv"), "--exercises", "ex10b",
-                "--private-tests", str(tmp_path / "private"), "--timeout", "2", "--memory-mb", "1000"])
-    rows = list(csv.reader((tmp_path / "out/grades.csv").read_text(encoding="utf-8").splitlines()))
-    assert rows == [["student", "score", "max_score", "ex10b", "missing"],
-                    ["ann", "17", "17", "17", ""], ["bob", "11", "17", "11", ""], ["cheat", "11", "17", "11", ""],
-                    ["crash", "0", "17", "0", ""], ["missing", "0", "17", "0", "ex10b"], ["zoe", "9", "17", "9", ""]]
+                "--private-tests", str(tmp_path / "private"), "--timeout", "1", "--memory-mb", "1000"])
+    heading, *rows = csv.reader((tmp_path / "out/grades.csv").read_text(encoding="utf-8").splitlines())
+    assert heading == ["student", "score", "max_score", "ex10b", "missing", "notes"] and len(rows) == 30
+    for student, score, most, own, missing, notes in rows:
+        assert (int(score), int(own), most, missing, notes) == (handed_in[student][1], *handed_in[student][1:2], "17", *handed_in[student][2:])
     found = {student: json.loads((tmp_path / "out/grades" / student / "results.json").read_text(encoding="utf-8"))
              for student in handed_in}
-    assert found["ann"]["score"] == 17 and {entry["status"] for entry in found["ann"]["tests"]} == {"passed"}
+    assert found["ann00"]["score"] == 17 and {entry["status"] for entry in found["ann00"]["tests"]} == {"passed"}
     says = {student: [entry["output"] for entry in result["tests"]] for student, result in found.items()}
-    assert says["bob"][0] == "no answer within 2 s: an endless loop?" and "MemoryError" in says["bob"][1]
+    assert says["endless"][0] == says["half"][0] == "no answer within 1 s: an endless loop?" and "MemoryError" in says["half"][1]
     assert says["cheat"][0].startswith("your input 'no' does not show the fault")
     assert says["cheat"][1].startswith("Skipped: this counts as passed")
-    assert says["crash"][0] == "SystemExit: 0 (ex10b_mine.py, line 2)"
-    assert says["missing"][0] == "no file ex10b_*.py"
-    assert says["zoe"][0].startswith("ZeroDivisionError: division by zero (ex10b_mine.py, line ")
+    assert says["crash"][0] == "SystemExit: 0 (ex10b_x.py, line 2)"
+    assert says["nothing"][0] == "no file ex10b_*.py" and says["twice"][0] == "2 files ex10b_*.py"
+    assert says["zoe"][0].startswith("ZeroDivisionError: division by zero (ex10b_x.py, line ")
     hidden = found["zoe"]["tests"][-1]
     assert hidden == {"name": "ex10b test_private_secret", "score": 0, "max_score": 5, "status": "failed",
                       "output": "hidden test", "tags": ["ex10b"], "visibility": "hidden"}

@@ -42,7 +42,8 @@ def test_the_rows_of_the_header(family, tiny_world, tmp_path):
 
 
 def test_cut_answers_are_marked_and_counted(family, tiny_world, tmp_path, capsys):
-    flags = ["--models", family / "llava-2b", "--prompts", tiny_world / "preference" / "prompts.jsonl", "--beams", 1]
+    prompts = tiny_world / "preference" / "prompts.jsonl"
+    flags = ["--models", family / "llava-2b", "--prompts", prompts, "--beams", 1]
     for limit in 3, 200:
         run(*flags, "--out", tmp_path / "out.jsonl", "--max-new-tokens", limit)
         said = capsys.readouterr().out
@@ -51,13 +52,12 @@ def test_cut_answers_are_marked_and_counted(family, tiny_world, tmp_path, capsys
         cut, counts = sum(sum(one["cut"]) for one in marked), meta(tmp_path / "out.jsonl")["generated"]
         assert counts["answers_cut"] == cut and all(len(one["cut"]) == len(one["answers"]) for one in marked)
         assert all(any(one["cut"]) and one["source"] != "standard" for one in marked)
-        assert (f"{cut} of {counts['answers']} answers were cut at --max-new-tokens 3" in said) == (limit == 3)
-        assert (cut > 0) == (limit == 3)
+        assert (cut > 0) == (f"{cut} of {counts['answers']} answers were cut at" in said) == (limit == 3)
 
 
 # ---- self ----
 
-def test_samples_of_one_model_are_the_same_after_an_interruption(family, tiny_world, tmp_path, monkeypatch, capsys):
+def test_samples_are_the_same_after_an_interruption(family, tiny_world, tmp_path, monkeypatch, capsys):
     flags = ["--strategy", "self", "--models", family / "llava-2b", "--samples", 3, "--max-new-tokens", 6,
              "--prompts", tiny_world / "preference" / "prompts.jsonl"]
     run(*flags, "--out", tmp_path / "one.jsonl")
@@ -91,7 +91,7 @@ def perturbed(prompts, out, *flags):
 
 
 def test_levels_change_their_share_of_a_rows_words(tiny_world, tmp_path):
-    """Of all its rounds: in dialogues of short answers, too, 10 % is less than 30 %. The same seed changes the same."""
+    """Of all its rounds, so that in dialogues of short answers, too, 10 % is 10 %."""
     prompts, shares = tiny_world / "preference" / "prompts.jsonl", ["--shares", 0.1, 0.5, 1]
     rows = perturbed(prompts, tmp_path / "one.jsonl", *shares)
     assert rows == perturbed(prompts, tmp_path / "two.jsonl", *shares)
@@ -101,7 +101,7 @@ def test_levels_change_their_share_of_a_rows_words(tiny_world, tmp_path):
     for row in rows:
         texts = [" ".join(one["answers"]).split() for one in row["responses"]]
         assert len({len(text) for text in texts}) == 1                  # a word for a word
-        able = sum(token.pos_ in kinds for answer in row["responses"][0]["answers"] for token in parse(answer))
+        able = sum(token.pos_ in kinds for text in row["responses"][0]["answers"] for token in parse(text))
         for one, text in zip(row["responses"][1:], texts[1:], strict=True):
             articles = sum({a, b} == {"a", "an"} for a, b in zip(texts[0], text))
             changed = sum(a != b for a, b in zip(texts[0], text)) - articles
@@ -113,14 +113,16 @@ def test_levels_change_their_share_of_a_rows_words(tiny_world, tmp_path):
 
 
 def test_levels_differ_and_articles_agree(tiny_world, tmp_path):
-    row = json.loads((tiny_world / "preference" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row = lines(tiny_world / "preference" / "prompts.jsonl")[0]
     texts = ["There is a cat.", "I see an owl and an elephant.", "There is a dog.", "There is a tree."]
-    rows = [row | {"id": f"r{i}", "questions": ["What?"], "answers": [text]} for i, text in enumerate(texts * 5)]
+    rows = [row | {"id": f"{i}", "questions": ["What?"], "answers": [text]}
+            for i, text in enumerate(texts * 5)]
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
     flags = "--image-root", tiny_world / "preference"
-    said = [[one["answers"][0] for one in made["responses"]] for made in perturbed(prompts, tmp_path / "o.jsonl", *flags)]
-    assert all(len(set(levels)) == 4 for levels in said)                # one word to change, four to choose from
+    made = perturbed(prompts, tmp_path / "o.jsonl", *flags)
+    said = [[one["answers"][0] for one in row["responses"]] for row in made]
+    assert all(len(set(levels)) == 4 for levels in said)             # one word to change, four to choose from
     articles = {pair for levels in said for text in levels for pair in re.findall(r"\b(an?) (\w)", text)}
     assert {("an", "e"), ("a", "c")} <= articles and all((a == "an") == (b in "aeiou") for a, b in articles)
 
@@ -129,11 +131,11 @@ def test_levels_differ_and_articles_agree(tiny_world, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--models"], "--models"),
-    (["--strategy", "perturb", "--models", "m"], "--strategy perturb takes no --models"),
+    (["--strategy", "perturb", "--models", "m"], "--strategy perturb takes no --models, self takes one"),
     ([], "meg and ig need at least one"),
-    (["--models", "a/m", "b/m"], "two of m, m have the same name"),
-    (["--models", "a/standard"], "standard is no name for a model here"),
-    (["--strategy", "self", "--models", "m", "n"], "--strategy self samples one model; name one"),
+    (["--models", "a/m", "b/m"], "--models: m, m: two have the same name"),
+    (["--models", "a/standard"], "one is called standard or join"),
+    (["--strategy", "self", "--models", "m", "n"], "self takes one"),
     (["--models", "m", "--out", "."], "--out .: is a folder, or the prompts themselves"),
     (["--models", "m", "--out", "./p.jsonl"], "--out ./p.jsonl: is a folder, or the prompts themselves"),
     (["--models", "m", "--only", "n"], "--only n: choose join or one of m"),
@@ -149,8 +151,8 @@ def test_answers_to_other_questions_are_not_joined(tiny_world, family, tmp_path)
     rows = lines(tiny_world / "preference" / "prompts.jsonl")[:2]
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     write = lambda: prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    flags = ["--models", family / "llava-7b", family / "llava-2b", "--prompts", prompts, "--out", out, "--beams", 1,
-             "--max-new-tokens", 3, "--image-root", tiny_world / "preference"]
+    flags = ["--models", family / "llava-7b", family / "llava-2b", "--prompts", prompts, "--out", out,
+             "--beams", 1, "--max-new-tokens", 3, "--image-root", tiny_world / "preference"]
     answered = lambda *more: run(*flags, *more)
     write()
     answered("--only", "llava-7b")
@@ -177,15 +179,17 @@ def test_skip_bad_drops_and_counts(family, tiny_world, tmp_path):
     texts = [json.dumps(row) for row in rows]
     texts.insert(1, json.dumps(rows[0] | {"id": "no picture", "image": "images/none.png"}))
     texts.insert(2, "{")
-    texts.insert(2, json.dumps(rows[0] | {"id": "end", "questions": ["Describe it.</s>"], "answers": ["A cat."]}))
-    texts.insert(2, json.dumps(rows[0] | {"id": "long", "questions": ["cat " * 3000], "answers": ["A cat."]}))
+    for name, question in ("end", "Describe it.</s>"), ("long", "cat " * 3000):
+        texts.insert(2, json.dumps(rows[0] | {"id": name, "questions": [question], "answers": ["A cat."]}))
     path, out = tmp_path / "in.jsonl", tmp_path / "candidates.jsonl"
     path.write_text("\n".join(texts) + "\n", encoding="utf-8")
-    run("--models", family / "llava-2b", "--prompts", path, "--image-root", tiny_world / "preference",
-        "--out", out, "--max-new-tokens", 2, "--beams", 1, "--skip-bad")
+    flags = ["--models", family / "llava-2b", "--prompts", path, "--image-root", tiny_world / "preference",
+             "--out", out, "--max-new-tokens", 2, "--beams", 1]
+    run(*flags, "--skip-bad")
     assert [row["id"] for row in lines(out)] == [row["id"] for row in rows]
     counts = meta(out)["rows"]
     assert (counts["read"], counts["kept"], sum(counts["dropped"].values())) == (7, 3, 4)
-    with pytest.raises(UserError, match=r"in.jsonl:1: a text holds '</s>', a special token of .*; take it out"):
-        path.write_text(texts[3] + "\n", encoding="utf-8")
-        run("--models", family / "llava-2b", "--prompts", path, "--image-root", tiny_world / "preference", "--out", out)
+    for text, says in (texts[3], "a text holds '</s>', a special token of"), (texts[2], "questions have 3"):
+        path.write_text(text + "\n", encoding="utf-8")
+        with pytest.raises(UserError, match=f"in.jsonl:1: {says}"):
+            run(*flags)

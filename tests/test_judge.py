@@ -55,6 +55,13 @@ def test_a_later_round_sees_the_earlier_ones_of_its_own_dialogue(tmp_path):
     assert "Q3?" not in first and "Q1?" not in other
 
 
+def test_llava_bench_is_judged_beside_its_reference(tmp_path):
+    asked, = judge.write_requests(tmp_path / "r", [item(benchmark="llava-bench", kind="conv", image_content="a cat: [0, 0, 1, 1]")])
+    assert asked["benchmark"] == "llava-bench" and asked["kind"] == "conv" and "Rating:" not in asked["prompt"]
+    for words in "<<<a cat: [0, 0, 1, 1]>>>", "<<<Q1?>>>", "Assistant 1: <<<R1.>>>", "Assistant 2: <<<A1.>>>", "1 to 10":
+        assert words in asked["prompt"]
+
+
 def test_braces_in_an_answer_are_harmless(tmp_path):
     assert "{answer}{0}" in judge.write_requests(tmp_path / "r", [item(answer="{answer}{0}")])[0]["prompt"]
 
@@ -73,7 +80,8 @@ def test_bad_requests_are_named_and_leave_no_file(tmp_path):
 
 @pytest.mark.parametrize("text, rating", [
     ("Rating: 4", 4), ("rating: 0", 0), ("Fine.\nRating:6\n", 6), ("**Rating:** 5", 5), ("**Rating: 3**", 3),
-    ("Rating: 2, very informative, with hallucination", 2), ("Rating: 4. 2 objects are missing.", 4), ("Rating:\n1", 1),
+    ("Rating: 2, very informative, with hallucination", 2), ("Rating: 4. Objects are missing.\n2 of them", 4), ("Rating:\n1", 1),
+    ("Rating: 3/6", 3), ("**Rating:** 3 of 6.", 3), ("Rating: 0 out of 6", 0), ("In 2 words. Rating: 5", 5),
 ])
 def test_ratings_that_parse(text, rating):
     assert judge.parse_rating(text) == (rating, None)
@@ -83,7 +91,9 @@ def test_ratings_that_parse(text, rating):
     ("", "occurs 0 times"), ("4", "occurs 0 times"), ("The rating is 4", "occurs 0 times"),
     ("Rating: 4\nRating: 5", "occurs 2 times"), ('It says "Rating: 6" itself.\nRating: 1', "occurs 2 times"),
     ("Rating: four", "no whole number"), ("Rating: N", "no whole number"), ("Rating: ", "no whole number"),
-    ("Rating: 4.5", "no whole number"), ("Rating: 3/6", "no whole number"), ("Rating: 3-4", "no whole number"),
+    ("Rating: 4.5", "no whole number"), ("Rating: 3/7", "no whole number"), ("Rating: 3-4", "no whole number"),
+    *((f"Rating: {both}", "no whole number") for both in (
+        "3 or 4", "4 to 5", "3~4", "4. 2 are missing", "3/60", "3 of 6 or 4 of 6", "3/6.5")),
     ("Rating: 3 – 4", "no whole number"), ("Rating: 4,5", "no whole number"),
     ("Rating: 7", "7 is outside"), ("Rating: -1", "-1 is outside"), ("Rating: 60", "60 is outside"),
     ("Rating: 12.5", "no whole number"),
@@ -92,6 +102,23 @@ def test_ratings_that_parse(text, rating):
 def test_ratings_that_do_not_parse(text, problem):
     rating, why = judge.parse_rating(text)
     assert rating is None and problem in why
+
+
+@pytest.mark.parametrize("text, scores", [
+    ("8 7", (8, 7)), ("8 7\nBecause 3 is less.", (8, 7)), ("\n 8.5, 10 \n", (8.5, 10)), ("1\t1.", (1, 1)),
+])
+def test_pairs_of_scores_that_parse(text, scores):
+    assert judge.parse_scores(text) == (scores, None)
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("", "two numbers"), ("8", "two numbers"), ("8\n7", "two numbers"), ("8,7", "two numbers"), ("8 7 6", "two numbers"),
+    ("Assistant 1: 8 Assistant 2: 7", "two numbers"), ("8/10 7/10", "two numbers"), ("Here: 8 7", "two numbers"),
+    ("8-7", "two numbers"), ("-1 -1", "two numbers"), ("0 5", "outside 1 to 10"), ("5 11", "outside 1 to 10"), (None, "not a text"),
+])
+def test_pairs_of_scores_that_do_not_parse(text, problem):
+    scores, why = judge.parse_scores(text)
+    assert scores is None and problem in why
 
 
 # ---- a file of replies ----
@@ -128,6 +155,13 @@ def test_an_unreadable_line_costs_that_line_only(tmp_path, line):
     assert [(entry["line"], entry["id"]) for entry in report] == [(1, None), (None, "d7")]
 
 
+def test_a_round_that_became_a_text_is_the_same_round(tmp_path):
+    path = replies(tmp_path / "r", reply("Rating: 4", turn="1"), reply("Rating: 5", turn="2"), reply("Rating: 6", turn="two"))
+    ratings, report = judge.read_replies(path, [item(), item(turn=2)])
+    assert ratings == {("d7", 1): 4, ("d7", 2): 5}
+    assert [(entry["round"], entry["line"]) for entry in report] == [("two", 3)]
+
+
 def test_a_reply_that_nobody_asked_for_is_reported(tmp_path):
     path = replies(tmp_path / "r", reply("Rating: 5"), reply("Rating: 6", "other"), reply("Rating: 6", turn=9))
     ratings, report = judge.read_replies(path, [item()])
@@ -157,6 +191,49 @@ def test_results_of_nothing_rated_are_none_not_zero():
     assert got["unrated"] == 1 and got["score_mean"] is None and got["hallucination_cumulative"] is None
 
 
+def test_figures_of_each_benchmark_rest_on_its_own_replies(tmp_path):
+    """Replies in another order, one that does not parse, and an id that two benchmarks share."""
+    asked = judge.write_requests(tmp_path / "requests", [
+        *(item(f"mmhal/{n}", benchmark="mmhal", kind=kind) for n, kind in enumerate(["count", "color", "count"])),
+        *(item(f"llava-bench/{n}", benchmark="llava-bench", kind=kind) for n, kind in enumerate(["conv", "detail", "conv"])),
+        item("mrhal/0", 1, benchmark="mrhal"), item("mrhal/0", 2, benchmark="mrhal")])
+    assert judge.read_requests(tmp_path / "requests") == asked
+    path = replies(tmp_path / "replies", reply("8 4", "llava-bench/2"), reply("Rating: 5", "mmhal/2"), reply("Rating: 1", "mmhal/0"),
+                   reply("10 5", "llava-bench/0"), reply("Rating: 9", "mmhal/1"), reply("good", "llava-bench/1"),
+                   reply("Rating: 2", "mrhal/0", 2), reply("Rating: 6", "mrhal/0"))
+    ratings, report = judge.read_replies(path, asked)
+    assert [(one["id"], one["line"]) for one in report] == [("mmhal/1", 5), ("llava-bench/1", 6)]
+    assert judge.figures(asked, ratings) == {
+        "mmhal": {"asked": 3, "rated": 2, "unrated": 1} | metrics.mmhal([1, 5], ["count", "count"]),
+        "llava-bench": {"asked": 3, "rated": 2, "unrated": 1} | metrics.llava_bench([(10, 5), (8, 4)], ["conv", "conv"]),
+        "mrhal": judge.results({("mrhal/0", 1): 6, ("mrhal/0", 2): 2})}
+    nothing = judge.figures(asked, dict.fromkeys(ratings))
+    assert nothing["mmhal"] == {"asked": 3, "rated": 0, "unrated": 3} and nothing["mrhal"]["score_mean"] is None
+
+
+def test_a_served_judge_is_asked_for_what_is_not_there_yet(tmp_path):
+    asked = judge.write_requests(tmp_path / "requests", [item(turn=turn) for turn in (1, 2, 3, 4)])
+    path, heard = tmp_path / "replies", []
+
+    def ask(messages):
+        heard.append(messages[0]["content"])
+        if heard[-1] == asked[2]["prompt"] and stubborn:
+            raise UserError("http://judge: does not answer")
+        return f"Ünsure.\nRating: {len(heard[-1]) % 7}"
+    replies(path, reply("no rating", turn=2))
+    path.write_bytes(path.read_bytes() + b'{"id": "d7", "rou')            # a line that a kill has cut
+    stubborn = True
+    with pytest.raises(UserError, match="does not answer"):
+        judge.ask_server(ask, asked, path, workers=1)
+    stubborn = False
+    judge.ask_server(ask, asked, path)
+    judge.ask_server(ask, asked, path)                                   # nothing is left to ask
+    assert heard.count(asked[0]["prompt"]) == 1 and asked[1]["prompt"] not in heard      # the 4th may have been under way
+    ratings, report = judge.read_replies(path, asked)
+    assert [rating is None for rating in ratings.values()] == [False, True, False, False]
+    assert [(one["id"], one["line"]) for one in report] == [(None, 2), ("d7", 1)]
+
+
 keys, outcomes = st.tuples(st.sampled_from("abc"), st.integers(1, 3)), st.one_of(st.none(), st.integers(0, 6))
 
 
@@ -175,8 +252,14 @@ def test_there_and_back(tmp_path_factory, truth):
 def test_the_command_reads_what_came_back(tmp_path, capsys):
     judge.write_requests(tmp_path / "requests", [item(turn=1), item(turn=2)])
     path = replies(tmp_path / "replies", reply("Rating: 5", turn=1), reply("Rating: 5 or so, Rating: 4", turn=2))
-    judge.main(["--requests", str(tmp_path / "requests"), "--replies", str(path)])
+    judge.main(["--requests", str(tmp_path / "requests"), "--replies", str(path), "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     first, rest = printed.split("\n", 1)
     assert first == f"{path}:2: \"Rating:\" occurs 2 times, expected once (id 'd7', round 2)"
-    assert json.loads(rest) == judge.results({("d7", 1): 5, ("d7", 2): None})
+    assert json.loads(rest) == {"mrhal": judge.results({("d7", 1): 5, ("d7", 2): None})}
+    assert json.loads((tmp_path / "out").read_text(encoding="utf-8")) == json.loads(rest)
+    with pytest.raises(UserError, match="--server and --judge: give both"):
+        judge.main(["--requests", str(tmp_path / "requests"), "--replies", str(path), "--server", "http://x"])
+    (tmp_path / "requests").write_text("[3]\n", encoding="utf-8")
+    with pytest.raises(UserError, match="is no file of requests"):
+        judge.main(["--requests", str(tmp_path / "requests"), "--replies", str(path)])

@@ -35,13 +35,13 @@ verify.main(["--candidates", rows, "--encoder", f"{models}/clip", "--out", out])
 """,
     "training reader": """
 import torch, train
-from amp_min import mllm, packing
+from amp_min import mllm, packing, preferences, prompt
 torch.set_num_threads(1)
-encode, known = mllm.encode, {}          # tokenizing is not what is measured: each distinct text once
-mllm.encode = lambda m, *texts: known.get(repr(texts)) or known.setdefault(repr(texts), encode(m, *texts))
+encode, known = prompt.encode, {}        # tokenizing is not what is measured: each distinct text once
+prompt.encode = lambda m, *texts: known.get(repr(texts)) or known.setdefault(repr(texts), encode(m, *texts))
 settings = train.Settings(model=f"{models}/llava-2b", preferences=rows, out=out)
 m = mllm.load(settings.model)
-sets, ids, paths, rewards = train.read_sets(m, settings)
+sets = preferences.read(m, settings).sets
 lengths = [packing.length(tokens) for tokens in sets]
 for chosen in packing.batches(lengths, 16, seed="0 0")[:200]:
     packing.pack([sets[i] for i in chosen], 0)
@@ -89,5 +89,6 @@ def test_memory_stays_flat(family, tmp_path):
         "peaks": found, "note": "peak resident memory of the whole process, imports and model included; "
                                  "rows of 60 distinct answers; seconds are CPU seconds",
         "versions": storage.versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
-    for name, peaks in found.items():                                    # ids and places of rows are kept: a hundred bytes or two each
-        assert peaks[-1]["peak_mb"] - peaks[0]["peak_mb"] < 80, name
+    for name, peaks in found.items():            # the stages keep an id and a place of each row, training all of its tokens
+        growth = 2**20 * (peaks[-1]["peak_mb"] - peaks[0]["peak_mb"]) / (SIZES[-1] - SIZES[0])
+        assert growth < (5_000 if name == "training reader" else 800), f"{name}: {growth:.0f} bytes a row"

@@ -33,6 +33,16 @@ def test_official_reading_of_an_answer(text, read_as):
     assert metrics.pope_answer(text) == read_as
 
 
+def test_answers_that_are_neither_yes_nor_no():
+    assert metrics.pope_unclear(["", "I cannot see it.", "Nobody. No.", "A yesterday"]) == 1.0
+    assert metrics.pope_unclear(["No!", "YES", "Well, no", "yes."]) == 0.0
+    assert metrics.pope_unclear(["Yes", "Not sure.", "Maybe", "no"]) == 0.5
+    mute = metrics.pope([""] * 4, ["yes", "no"] * 2)                 # the official figures do not show it
+    assert mute["yes_ratio"] == 1.0 and mute["f1"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="no answers"):
+        metrics.pope_unclear([])
+
+
 def test_pope_by_hand():
     answers = ["Yes", "Yes", "No", "No", "Yes, it is."]
     labels = ["yes", "no", "no", "yes", "yes"]
@@ -132,6 +142,20 @@ def test_chair_refuses_unequal_and_empty_lists():
         metrics.chair([], [])
 
 
+# ---- false claims ----
+
+def test_false_claims_are_summed_over_descriptions_before_they_are_divided():
+    share, total = metrics.false_claims([{"objects": [1, 1], "sizes": [0, 0]}, {"objects": [0, 5], "sizes": [1, 2]}])
+    assert total == {"objects": [1, 6], "sizes": [1, 2]} and math.isclose(share, 2 / 8)      # a mean of shares: (1 + 1/7) / 2
+    assert metrics.false_claims([{"objects": [0, 0]}])[0] == 0.0     # nothing said, nothing false: see coverage
+    with pytest.raises(ValueError, match="no descriptions"):
+        metrics.false_claims([])
+
+
+def test_every_figure_has_one_name():
+    assert len(set(metrics.NAMES.values())) == len(metrics.NAMES)
+
+
 # ---- ratings ----
 
 def test_mmhal_by_hand():
@@ -148,6 +172,20 @@ def test_mmhal_by_hand():
 def test_three_is_the_lowest_rating_without_hallucination(rating, hallucinated):
     assert metrics.mmhal([rating])["hallucination"] == hallucinated
     assert metrics.mrhal([[rating]])["hallucination_mean"] == hallucinated
+
+
+def test_llava_bench_by_hand():
+    got = metrics.llava_bench([(8, 4), (10, 5.5), (2, 5.5)], ["conv", "detail", "conv"])
+    per_category = got.pop("per_category")
+    close(got, {"relative": 75.0, "reference": 20 / 3, "model": 5.0, "n": 3})        # the mean of ratios would be 125.8
+    assert list(per_category) == ["conv", "detail"]
+    close(per_category["conv"], {"relative": 95.0, "reference": 5.0, "model": 4.75, "n": 2})
+    close(per_category["detail"], {"relative": 55.0, "reference": 10.0, "model": 5.5, "n": 1})
+    for bad in (8, 0), (11, 5), (5,), (-1, -1):
+        with pytest.raises(ValueError, match="1 to 10"):
+            metrics.llava_bench([bad])
+    with pytest.raises(ValueError, match="no scores"):
+        metrics.llava_bench([])
 
 
 def test_cumulative_and_mean_by_hand():

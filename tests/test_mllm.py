@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
@@ -20,7 +21,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from amp_min import decoding, mllm, packing
+from amp_min import autocheck, decoding, lora, mllm, packing
 from amp_min.pretrain import __main__ as pretrain
 from amp_min.support import hub, pictures
 from amp_min.support.script import UserError
@@ -140,7 +141,7 @@ def test_logps_equal_those_of_transformers(m, n, features, tiny_world):
 def test_look_is_what_transformers_sees(small_model, features, tiny_world):
     paths = sorted((tiny_world / "eval" / "images").iterdir())[:4]
     pixel_values = mllm.pixels(small_model, map(pictures.open_image, paths))
-    assert pixel_values.shape == (4, 3, 48, 48) and features.shape == (4, P, 96)
+    assert pixel_values.shape == (4, 3, 48, 48) and features.shape == (4, P, 2 * 96)
     with torch.no_grad():
         expected = small_model.model.model.get_image_features(pixel_values=pixel_values)
         expected = getattr(expected, "pooler_output", expected)          # a list of (P, D), or an output that holds it
@@ -168,10 +169,75 @@ def test_saved_folders_are_ordinary_ones(family):
         assert sum((family / name).glob("*.safetensors").__iter__().__next__().stat().st_size for _ in [0]) > 0
 
 
+def edit(folder, name, change):
+    path = folder / name
+    config = json.loads(path.read_text(encoding="utf-8"))
+    change(config)
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
 def test_a_checkpoint_without_a_template_gets_llavas(family, tmp_path):
     shutil.copytree(family / "llava-2b", tmp_path / "m")
     (tmp_path / "m" / "chat_template.jinja").unlink()
     assert mllm.load(tmp_path / "m").processor.chat_template == mllm.LLAVA_TEMPLATE
+
+
+def test_a_processor_of_an_older_transformers_takes_its_sizes_from_the_config(family, small_model, tmp_path):
+    sizes = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
+    folder = shutil.copytree(family / "llava-2b", tmp_path / "m")
+    edit(folder, "processor_config.json", lambda config: [config.pop(key) for key in sizes])
+    loaded = mllm.load(folder)
+    assert [getattr(loaded.processor, key) for key in sizes] == [getattr(small_model.processor, key) for key in sizes]
+    # Older still: the image processor's config alone, and nothing that names the processor.
+    (folder / "processor_config.json").unlink()
+    small_model.processor.image_processor.save_pretrained(folder)
+    for name in "preprocessor_config.json", "tokenizer_config.json":
+        edit(folder, name, lambda config: config.pop("processor_class", None))
+    picture = Image.new("RGB", (50, 40), "red")
+    for old in loaded, mllm.load(folder):
+        assert old.image_tokens == P and mllm.encode(old, QUESTIONS, ANSWERS) == mllm.encode(loaded, QUESTIONS, ANSWERS)
+        assert torch.equal(mllm.pixels(old, [picture]), mllm.pixels(small_model, [picture]))
+
+
+def save_adapter(family, folder, std):
+    """An adapter of llava-2b with corrections of about `std` of its weights' own size; returns its base."""
+    model = mllm.load(family / "llava-2b").model
+    lora.add(model, 4, 4)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in lora.adapters(model).values():
+            layer.B.normal_()
+            layer.B.mul_(std * layer.base.weight.std() / (layer.B @ layer.A).std())
+    lora.save(model, folder)
+    return model
+
+
+def test_an_adapter_in_bf16_stays_apart_for_merged_its_correction_would_be_lost(family, tmp_path):
+    trained = save_adapter(family, tmp_path / "ad", 1e-3)
+    lost = []
+    for layer in lora.adapters(trained).values():
+        W, correction = layer.base.weight.bfloat16(), layer.scale * layer.B @ layer.A
+        merged = (W.float() + correction).bfloat16() - W
+        lost.append(float((merged.float() - correction).norm() / correction.norm()))
+    assert min(lost) > 0.5                                       # what a merge into bf16 makes of what was learned
+    loaded = mllm.load(tmp_path / "ad", torch.bfloat16)
+    for one, other in zip(lora.parameters(loaded.model), lora.parameters(trained), strict=True):
+        assert torch.equal(one, other)                           # float32, to the bit
+    assert loaded.model.dtype == torch.bfloat16 and not any(p.requires_grad for p in loaded.model.parameters())
+    merged = mllm.load(tmp_path / "ad").model                    # in float32 nothing is lost, and it is faster
+    assert not any(isinstance(layer, lora.Adapted) for layer in merged.modules())
+
+
+def test_an_adapter_finds_its_base_and_says_where_it_looked(family, tmp_path, monkeypatch):
+    shutil.copytree(family / "llava-2b", tmp_path / "project" / "models" / "base")
+    save_adapter(family, tmp_path / "project" / "ad", 0.1)
+    config = tmp_path / "project" / "ad" / lora.CONFIG
+    edit(config.parent, config.name, lambda found: found.update(base_model_name_or_path="models/base"))
+    monkeypatch.chdir(tmp_path)
+    assert mllm.load("project/ad").image_tokens == P
+    shutil.rmtree(tmp_path / "project" / "models")
+    with pytest.raises(UserError, match="project/ad/adapter_config.json: base_model_name_or_path 'models/base' is no"):
+        mllm.load("project/ad")
 
 
 def without_processor(folder):
@@ -204,6 +270,25 @@ def with_a_weight_too_many(folder):
     save_file(tensors | {"model.language_model.layers.9.mlp.up_proj.weight": torch.zeros(2, 2)}, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def a_pointer_as_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def a_web_page_as_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("\n<!DOCTYPE html><title>404</title>", encoding="utf-8")
+
+
+def of_the_original_code(folder, kind="llava_llama", hidden=5120):
+    """A flat config: transformers' own LlavaConfig would take it, and fill it up to a 7B model."""
+    config = {"architectures": ["LlavaLlamaForCausalLM"], "model_type": kind, "hidden_size": hidden,
+              "num_hidden_layers": 2, "mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def of_the_original_code_early(folder):
+    of_the_original_code(folder, "llava", 4096)
+
+
 def only_a_pickle(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -212,13 +297,6 @@ def only_a_pickle(folder):
 def cut_short(folder):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:len(whole) // 2])
-
-
-def edit(folder, name, change):
-    path = folder / name
-    config = json.loads(path.read_text(encoding="utf-8"))
-    change(config)
-    path.write_text(json.dumps(config), encoding="utf-8")
 
 
 def other_image_token(folder):
@@ -238,6 +316,10 @@ def keeps_the_class_token(folder):
     (with_a_weight_too_many, "weights do not fit the model: unexpected keys .*layers.9"),
     (only_a_pickle, "its weights are a pickle, pytorch_model.bin, which can run code"),
     (cut_short, "cannot be loaded"),
+    (a_pointer_as_weights, "model.safetensors: is a Git LFS pointer of 63 bytes, not the weights; .*git lfs pull"),
+    (a_web_page_as_tokenizer, "tokenizer.json: is a web page, not the file itself"),
+    (of_the_original_code, "config.json: .*original LLaVA code .*llava-hf/llava-1.5-13b-hf, or convert"),
+    (of_the_original_code_early, "config.json: .*original LLaVA code .*llava-hf/llava-1.5-7b-hf, or convert"),
     (other_image_token, "image token '<image>' is not id 7"),
     (keeps_the_class_token, "the processor makes 9 image tokens, the vision tower 10"),
 ], ids=lambda value: getattr(value, "__name__", ""))
@@ -246,7 +328,25 @@ def test_folders_that_are_refused(family, tmp_path, damage, message):
     damage(tmp_path / "m")
     with pytest.raises(UserError, match=message) as caught:
         mllm.load(tmp_path / "m")
-    assert str(caught.value).startswith(f"{tmp_path / 'm'}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'm'}") and "\n" not in str(caught.value)
+
+
+def test_the_command_in_the_refusal_of_a_pickle_makes_safetensors(family, small_model, tmp_path, monkeypatch):
+    shutil.copytree(family / "clip", tmp_path / "clip")
+    shutil.copytree(family / "llava-2b", tmp_path / "llava")
+    monkeypatch.chdir(tmp_path)
+    for name, load in ("clip", autocheck.load_encoder), ("llava", mllm.load):
+        only_a_pickle(tmp_path / name)
+        with pytest.raises(UserError, match=f'cd {name} && python -c "[^"]+"$') as caught:
+            load(name)
+        assert len(str(caught.value)) <= 300
+        monkeypatch.chdir(tmp_path / name)
+        exec(str(caught.value).split('"')[1], {})
+        monkeypatch.chdir(tmp_path)
+    assert torch.equal(*(autocheck.encode(autocheck.load_encoder(str(folder)), ["a red car"])[0]
+                         for folder in ("clip", family / "clip")))
+    assert all(torch.equal(a, b) for a, b in zip(mllm.load("llava").model.parameters(),
+                                                 small_model.model.parameters(), strict=True))
 
 
 def test_a_checkpoints_own_code_never_runs(tmp_path, monkeypatch):
@@ -267,8 +367,11 @@ def test_names_that_are_no_folder(tmp_path):
             mllm.load(name)
 
 
-def test_dtype_choice():
+def test_dtype_choice(monkeypatch):
     assert hub.choose_dtype("bf16", "cpu")[0] == torch.bfloat16 and hub.choose_dtype("auto", "cpu")[0] == torch.float32
+    # Old GPUs (T4, V100) emulate bf16, slower than fp32: torch counts them unless told not to.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert hub.choose_dtype("auto", "cuda")[0] == torch.float32
     with pytest.raises(UserError, match="--dtype fp16: choose auto, bf16 or fp32"):
         hub.choose_dtype("fp16", "cpu")
 

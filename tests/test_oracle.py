@@ -44,8 +44,11 @@ def test_claims(text, claims):
     ("There is a large black cat at the top.", ["a large black cat"]),           # absent: one falsehood, not four
     ("There are three trees.", ["three trees"]),
     ("The car is above the trees.", ["above"]),
-    ("The car is below the sun.", ["below"]),                                    # one row and one column apart: columns win
-    ("The car is to the left of the sun.", []),
+    ("The car is below the sun, the car is to the left of the sun.", []),        # a row and a column apart: both hold
+    ("The car is above the sun. The sun is to the left of the car.", ["above", "to the left of"]),
+    ("The trees are to the right of the sun, the sun is above the trees", ["above"]),
+    ("The trees are to the left of the trees.", []),                             # of itself: decides nothing
+    ("a tree, an tree, trees", []),                                              # "a" says one at least, not how many
     ("The car is above the cat.", ["the cat"]),                                  # a relation to nothing is not false twice
     ("There is no tree.", ["no tree"]),
     ("There is no cat or car.", [" or car"]),
@@ -53,6 +56,20 @@ def test_claims(text, claims):
 ])
 def test_false_spans_point_at_the_words(text, wrong):
     assert [text[start:end] for start, end in oracle.false_spans(text, SCENE)] == wrong
+
+
+@pytest.mark.parametrize("text, counted", [
+    ("", {}),
+    ("a small red car", {"objects": [0, 1], "sizes": [1, 1], "colors": [0, 1]}),
+    ("a small red car and a small red car", {"objects": [0, 2], "sizes": [2, 2], "colors": [0, 2]}),     # said twice, read twice
+    ("There is a large black cat at the top.", {"objects": [1, 1]}),             # of what is not there the rest is undecided
+    ("No, there is no cat or sun. There are three trees in the middle.", {"objects": [1, 3], "numbers": [1, 1], "places": [1, 1]}),
+    ("The car is above the sun.", {"objects": [0, 2], "relations": [1, 1]}),
+    ("The car is above the cat.", {"objects": [1, 2]}),
+])
+def test_claims_are_tallied_by_what_they_are_about(text, counted):
+    nothing = dict.fromkeys(["objects", "numbers", "sizes", "colors", "places", "relations"], [0, 0])
+    assert oracle.tally(text, SCENE) == nothing | counted
 
 
 def test_what_chair_counts():
@@ -114,6 +131,9 @@ def test_order_quality():
 @given(st.lists(st.sampled_from("a no the two red small car cars tree or and is at the top . Yes No, below cat in middle".split(" ")), max_size=30))
 def test_spans_are_inside_and_ratings_on_the_scale(words):
     text = " ".join(words)
+    counts = oracle.tally(text, SCENE).values()
+    assert sum(false for false, _ in counts) == sum(oracle.is_true(claim, SCENE) is False for claim in oracle.claims(text))
+    assert bool(oracle.false_spans(text, SCENE)) == any(false for false, _ in counts)    # the figure is what is red
     for claim in oracle.claims(text):
         assert claim.kind in text[claim.start:claim.end].lower() or claim.field not in ("exists", "absent")
         assert 0 <= claim.start < claim.end <= len(text)

@@ -16,18 +16,14 @@ from safetensors.torch import load_file
 import generate
 import train
 import verify
-from amp_min import mllm, records
+from amp_min import records
 from amp_min.evaluate import __main__ as evaluate
+from amp_min.metrics import NAMES
 from amp_min.support import script, storage
-from amp_min.world import oracle
 
 ROOT = Path(__file__).parent.parent
 NEW_TOKENS, ROWS, LIMIT = 12, 10, 20
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-# What a run's models are compared by; demo.py and others read these names.
-METRICS = {f"{name}_{mode}" for name in ("chair_i", "chair_s", "coverage") for mode in ("greedy", "sampled")} | {
-    "pope_random_f1", "pope_popular_f1", "pope_adversarial_f1", "pope_yes_ratio", "mrhal_score_cumulative",
-    "mrhal_score_mean", "mrhal_hallucination_cumulative", "mrhal_hallucination_mean"}
 
 
 def lines(path):
@@ -161,8 +157,8 @@ def test_train_killed_and_continued_gives_the_bytes_of_an_unbroken_run(chain, ti
 def test_evaluate_gives_every_metric(chain, tiny_world):
     folder, printed = chain
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert METRICS <= results["metrics"].keys() and results.keys() == {"metrics", "settings", "versions", "seconds"}
-    for name in METRICS:
+    assert set(NAMES) <= results["metrics"].keys() and results.keys() == {"metrics", "settings", "versions", "seconds"}
+    for name in NAMES:
         top = 6 if "score" in name else 1
         assert 0 <= results["metrics"][name] <= top and f"{results['metrics'][name]:.3f}" in printed["evaluate"]
     said = lines(folder / "results.json.answers.jsonl")
@@ -172,59 +168,6 @@ def test_evaluate_gives_every_metric(chain, tiny_world):
     assert all(len(row["answers"]) == len(questions[row["id"]]) for row in said if row["benchmark"] == "mrhal")
 
 
-def test_evaluate_goes_on_behind_its_last_row(chain, tiny_world, family, tmp_path, monkeypatch):
-    """Broken off inside a block of sampled descriptions, and again in the dialogues: the files of an unbroken run."""
-    flags = lambda out: ["--model", str(family / "llava-2b"), "--data", str(tiny_world / "eval"), "--limit", "5", "--batch", "3",
-                         "--max-new-tokens", "4", "--out", str(out)]
-    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
-    evaluate.main(flags(whole))
-    write = storage.Writer.write
-    for last in 7, 17:
-        def stop(out, row, last=last):
-            if len(out.done) + out.written == last:
-                raise KeyboardInterrupt
-            write(out, row)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(storage.Writer, "write", stop)
-            evaluate.main([*flags(broken), "--resume"])
-        assert not broken.exists() and len(Path(f"{broken}.answers.jsonl.part").read_bytes().splitlines()) == last
-    evaluate.main([*flags(broken), "--resume"])
-    assert Path(f"{broken}.answers.jsonl").read_bytes() == Path(f"{whole}.answers.jsonl").read_bytes()
-    one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (whole, broken))
-    assert one["metrics"] == other["metrics"] and one["metrics"].keys() >= METRICS - {"pope_popular_f1", "pope_adversarial_f1"}
-    monkeypatch.setattr(mllm, "load", None)                              # finished: nothing is loaded, the scores are read
-    evaluate.main([*flags(broken), "--resume"])
-    assert json.loads(broken.read_text(encoding="utf-8"))["metrics"] == one["metrics"]
-
-
-def test_answer_rows_hold_what_a_score_needs(chain, tiny_world):
-    folder, _ = chain
-    said = lines(folder / "results.json.answers.jsonl")
-    assert evaluate.scores(said) == json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics"]
-    rows = {(name, row["id"]): row for name in ("captions", "pope", "mrhal") for row in lines(tiny_world / "eval" / f"{name}.jsonl")}
-    for one in said:
-        row = rows[one["benchmark"].split("_")[0], one["id"]]
-        assert one["decoding"] == ("sampled" if one["benchmark"] == "captions_sampled" else "greedy")
-        if one["benchmark"] == "pope":
-            assert (one["label"], one["split"]) == (row["label"], row["split"])
-        elif one["benchmark"] == "mrhal":
-            assert one["aspects"] == row["aspects"] and one["ratings"] == oracle.row_ratings(one["answers"], row["answers"], row["scene"])
-        else:
-            assert set(one["mentioned"]) == oracle.mentioned(one["answers"][0]) and set(one["present"]) == oracle.present(row["scene"])
-
-
-def test_evaluate_without_scenes_asks_a_judge(tmp_path, tiny_world, family, capsys):
-    """Rows of a real benchmark have no scene: no CHAIR, no ratings, but requests for a judge."""
-    rows = lines(tiny_world / "eval" / "mrhal.jsonl")
-    for row, foreign in zip(rows, ["indoor", None, {"groups": 3}, {"groups": [{"kind": "car"}]}] * len(rows)):
-        del row["aspects"]
-        row["scene"] = foreign                                           # another data set's key of the same name
-    (tmp_path / "mrhal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    evaluate.main(["--model", str(family / "llava-2b"), "--data", str(tmp_path), "--image-root", str(tiny_world / "eval"),
-                   "--out", str(tmp_path / "results.json"), "--max-new-tokens", "4"])
-    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["metrics"] == {}
-    rounds = sum(len(row["questions"]) for row in rows)
-    assert len(lines(tmp_path / "results.requests.jsonl")) == rounds and f"{rounds} requests for a judge" in capsys.readouterr().out
 
 
 # ---- what a user can get wrong: one line on stderr, status 2, nothing under the final name ----
@@ -300,12 +243,3 @@ def test_model_folders_that_are_none(family, tiny_world, tmp_path, capsys):
                          "--levels", 3, "--out", out], out, capsys, "preferences.jsonl:1: responses has 2 entries, --levels asks for 3")
 
 
-def test_evaluate_refuses_folders_and_rows(family, tiny_world, tmp_path, capsys):
-    out = tmp_path / "results.json"
-    flags = ["--model", family / "llava-2b", "--out", out, "--image-root", tiny_world / "eval", "--data", tmp_path]
-    refused(evaluate.main, flags, out, capsys, f"{tmp_path}: holds none of captions.jsonl, pope.jsonl, mrhal.jsonl")
-    row = lines(tiny_world / "eval" / "pope.jsonl")[0]
-    for change in {"label": "maybe"}, {"label": None}, {"split": None}:
-        wrong = {key: value for key, value in (row | change).items() if value is not None}
-        (tmp_path / "pope.jsonl").write_text(json.dumps(wrong) + "\n", encoding="utf-8")
-        refused(evaluate.main, flags, out, capsys, f"row '{row['id']}'", "label", "split")

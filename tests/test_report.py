@@ -1,4 +1,4 @@
-"""report.py: the page of a small run made by hand, its marks, its escapes, and what it says when stages are missing."""
+"""amp_min.report: the page of a small run made by hand, its marks, its escapes, and what it says when stages are missing."""
 import base64
 import io
 import json
@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from amp_min.metrics import NAMES
 from amp_min.report import __main__ as report
+from amp_min.report import charts, figures
 from amp_min.support.script import BadRow, UserError
 from amp_min.world import drawing, oracle
 
@@ -27,8 +29,10 @@ STANDARD = "The image shows a small blue car at the bottom left. There are two l
 BASE = "The image shows a small red car at the bottom left & a large yellow boat at the top."
 MDPO = "The image shows a small blue car at the bottom left."
 EVIL = "<script>alert('x')</script> a red car \"&amp;\""
-NAMES = [key for metrics in report.METRICS.values() for key, _, _ in metrics]
-MODELS = {model: {name: 0.1 * (k + 1) for name in NAMES} for k, model in enumerate(report.MODELS)}
+KINDS = {"objects": [4, 10], "places": [8, 10], "relations": [0, 0]}
+MODELS = {model: {name: 0.1 * (k + 1) for name in NAMES} | {"claims_by_kind_sampled": KINDS, "mrhal_by_aspect": {"a": 3}}
+          for k, model in enumerate(report.MODELS)}
+TITLES = list(report.SECTIONS)
 
 
 def write_lines(path, rows):
@@ -63,7 +67,8 @@ def make_run(folder, examples=2):
             {"step": i + 1, "loss": 1 / (i + 1), "ratio": [(1.0 - k) * i for k in range(K)]} for i in range(250)])
     results = {"models": MODELS, "seed": 7, "machine": "two <cores>", "versions": {"python": "3.11.7"},
                "seconds": {"total": 12.0, "world": 2.5},
-               "autocheck": {"agreement_initial": 0.6, "agreement_autocheck": 0.75, "inconsistency_rate": 0.125}}
+               "autocheck": {"agreement_initial": 0.6, "agreement_autocheck": 0.75, "inconsistency_initial": 0.25,
+                             "inconsistency_rate": 0.125}}
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return folder
 
@@ -80,7 +85,7 @@ def made(run):
 
 class Tree(HTMLParser):
     """Checks that tags are closed in order; collects (tag, attributes) and the text of each kind of element."""
-    VOID = {"meta", "img", "br", "line", "path"}         # the last two close themselves, in the SVG
+    VOID = {"meta", "img", "br", "line", "rect", "polyline", "image"}       # those of SVG close themselves
 
     def __init__(self, page):
         super().__init__()
@@ -118,10 +123,9 @@ def test_a_page_of_its_own(run):
     assert {tag for tag, _ in tree.tags}.isdisjoint({"script", "link", "iframe", "object"})
     addresses = [value for _, attributes in tree.tags for name, value in attributes.items() if name in ("src", "href")]
     assert len(addresses) == 4 and all(value.startswith("data:image/png;base64,") for value in addresses)
-    assert "url(" not in page and "http" not in page.replace("http-equiv", "")
-    assert [text for tag, text in tree.texts if tag == "h2"] == [
-        "Before and after, in figures", "Before and after, in pictures", "K answers to one question",
-        "Is the auto-check’s order right?", "Training", "Time, machine and versions"]
+    assert "url(" not in page and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    assert [text for tag, text in tree.texts if tag == "h2"] == TITLES
+    assert "Of 100 things that the model says of a picture, <mark>10</mark> were false before training, and <mark>40<" in page
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
     assert os.listdir(run / "page") == ["report.html"]               # nothing temporary is left
 
@@ -151,9 +155,11 @@ def test_marks_are_the_false_words(run):
     page = made(run)
     shown = section(page, "Before and after, in pictures")
     assert re.findall("<mark>(.*?)</mark>", shown) == ["red", "a large yellow boat"] * 2
-    assert ("<dt>base</dt><dd>The image shows a small <mark>red</mark> car at the bottom left &amp; "
-            f"<mark>a large yellow boat</mark> at the top.</dd><dt>mdpo</dt><dd>{MDPO}</dd>") in shown
-    assert "only greedy" not in page
+    assert ("<h3>before: base <span>2 of 5 claims false</span></h3><p>The image shows a small <mark>red</mark> car at the "
+            "bottom left &amp; <mark>a large yellow boat</mark> at the top.</p>") in shown
+    assert f"<h3>after: mdpo <span>0 of 4 claims false</span></h3><p>{MDPO}</p>" in shown
+    assert f"<figcaption>{STANDARD}</figcaption>" in shown and "only greedy" not in page
+    assert "text-decoration: underline" in page.split("mark {")[1].split("}")[0]         # red alone is not seen by everybody
 
 
 WORDS = ["two", "three", "a", "no", "small", "large", "red", "blue", "cars", "car", "trees", "boat", "is", "at the top",
@@ -222,13 +228,30 @@ def test_the_best_of_each_row_is_bold():
         "sft": {"chair_i_greedy": 0.2, "coverage_greedy": 0.49996, "pope_yes_ratio": 0.45, "mrhal_score_mean": None},
         "mdpo": {"chair_i_greedy": 0.25, "coverage_greedy": 0.4, "pope_yes_ratio": 0.52, "mrhal_score_mean": 3.456}}}
     rows = [re.findall("<td>(.*?)</td>", cells)
-            for cells in re.findall('<th scope="row">.*?</th>(.*?)</tr>', report.figures(results))]
+            for cells in re.findall('<th scope="row">.*?</th>(.*?)</tr>', report.figures(None, results))]
     rows = dict(zip(NAMES, rows, strict=True))
     assert rows["chair_i_greedy"] == ["30.0", "<b>20.0</b>", "–", "25.0"]
     assert rows["coverage_greedy"] == ["<b>50.0</b>", "<b>50.0</b>", "–", "40.0"]    # equal as far as the page shows
     assert rows["pope_yes_ratio"] == ["90.0", "45.0", "–", "<b>52.0</b>"]
     assert rows["mrhal_score_mean"] == ["2.00", "–", "–", "<b>3.46</b>"]
-    assert rows["chair_i_sampled"] == ["–"] * 4
+    assert rows["false_claims_sampled"] == ["–"] * 4
+    page = report.figures(None, results)
+    assert "POPE yes-ratio, %&nbsp;→&nbsp;50<" in page and "MRHal score, mean&nbsp;↑<" in page
+    assert page.index("false claims") < page.index("CHAIR_i")
+
+
+def test_bars_add_up_to_the_share_of_false_claims():
+    counts = {"base": {"objects": [1, 20], "places": [9, 20], "relations": [0, 0]}, "mdpo": {"objects": [1, 50], "places": [0, 50]}}
+    results = {"models": {model: {"claims_by_kind_sampled": two} for model, two in counts.items()}}
+    shown = report.by_kind(None, results)
+    Tree(shown)
+    assert re.findall(r'font-size="13">(.*?)<', shown) == [
+        "22.5 (45%)", "0.0 (0%)", "2.5 (5%)", "1.0 (2%)", "0.0 (none made)", "0.0 (none made)"]      # most of the red first
+    widths = [float(width) for width in re.findall(r'<rect x="92" [^>]*?width="(.*?)"', shown)]
+    assert widths == pytest.approx([190, 1, 190 * 2.5 / 22.5, 190 / 22.5, 1, 1], abs=0.01)
+    assert "sampled: places: base 22.5 (45%), mdpo 0.0 (0%); objects" in shown and "greedy" not in shown
+    nothing = {"models": {model: {"claims_by_kind_sampled": {"objects": [0, 0]}} for model in counts}}
+    assert 'class="missing"' in report.by_kind(None, nothing)
 
 
 def test_answers_stand_in_the_auto_check_s_order(run):
@@ -252,10 +275,14 @@ def test_candidates_are_shown_when_nothing_ranked_them(run):
     assert "accuracy" not in shown and "2nd" not in shown
 
 
-def test_figures_of_the_auto_check_and_costs(run):
+def test_movement_of_the_auto_check_and_costs(run):
     page = made(run)
-    shown = re.findall("<td>(.*?)</td>", section(page, "Is the auto-check’s order right?"))
-    assert shown == ["60.0%", "75.0%", "12.5%"]
+    shown = section(page, "What the auto-check moves")
+    assert re.findall("<td>([^<]+)</td>", shown) == ["60.0%", "75.0%", "25.0%", "12.5%"]
+    assert "In 2 of 2 sets it changed the order." in shown
+    # initial_order [0, 2, 1]: the 1st stays, the 2nd goes to place 3 and the 3rd to place 2, in all sets.
+    cells = re.findall(r'text-anchor="middle" fill="[^"]*">(.*?)<', shown)
+    assert cells == ["1.00", "0.00", "0.00", "0.00", "0.00", "1.00", "0.00", "1.00", "0.00"]
     assert re.findall('<th scope="row">(.*?)</th><td>(.*?)</td>', section(page, "Time, machine and versions")) == [
         ("world", "2.5 s"), ("total", "12.0 s"), ("machine", "two &lt;cores&gt;"), ("seed", "7"), ("python", "3.11.7")]
 
@@ -264,40 +291,46 @@ def test_figures_of_the_auto_check_and_costs(run):
     (0, 4, [0, 1, 2, 3, 4]), (-0.13, 0.05, [-0.15, -0.1, -0.05, 0, 0.05]), (0, 150, [0, 50, 100, 150]),
     (0, 0, [0, 0.2]), (3, 3, [3, 4])])
 def test_ticks(low, high, expected):
-    assert report.ticks(low, high) == pytest.approx(expected)
+    assert charts.ticks(low, high) == pytest.approx(expected)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 @settings(deadline=None, derandomize=True, database=None, max_examples=200)
 def test_ticks_span_the_values(low, span):
-    found = report.ticks(low, low + span)
+    found = charts.ticks(low, low + span)
     assert 2 <= len(found) <= 9
     slack = 1e-9 * (abs(low) + span)
     assert found[0] <= low + slack and found[-1] >= low + span - slack
 
 
 def test_curves_are_where_the_values_are(run):
-    # One value a step, no thinning: the axes span 0 to 2 steps and 0 to 4 (ticks at 0 to 4).
-    svg = report.chart("t", {"up": [0.0, 4.0], "down": [4.0, 0.0]})
-    assert re.findall('d="M(.*?)"', svg) == ["202.5 215.0 355.0 10.0", "202.5 10.0 355.0 215.0"]
-    Tree(svg)
-    assert re.findall('d="M(.*?)"', report.chart("t", {"": [-4.0, 4.0]})) == ["202.5 215.0 355.0 10.0"]
+    # Two steps, one point each: the axis spans 0 to 4, ticks at 0 to 4; the drawing area is 62 to 362 by 36 to 224.
+    drawn = "".join(charts.chart(10, 10, 400, 240, "t", {"up": [0.0, 4.0], "down": [4.0, 0.0]}))
+    assert re.findall('points="(.*?)"', drawn) == ["62.0,224.0 360.0,36.0", "62.0,36.0 360.0,224.0"]
     shown = section(made(run), "Training")
-    assert re.findall("mean of (.*?) steps", shown) == ["3"] * 4 and shown.count("<figure>") == 4
-    first = shown.split("</figure>")[0]
-    assert re.findall('class="name"[^>]*>(.*?)<', first) == ["1st", "2nd", "3rd"]            # best on top
-    # The first point is the mean of 0, 1 and 2; step 250 is left alone in the last.
-    assert "over 250 steps: 1st from 1 to 249; 2nd from 0 to 0; 3rd from -1 to -249" in first
+    assert shown.count("means of 7") == 4 and shown.count("<svg") == 4
+    first = shown.split("</svg>")[0]
+    assert re.findall('font-weight="bold">(.*?)<', first) == ["mdpo: log-prob ratio, nats", "1st", "2nd", "3rd"]    # best on top
+    assert "over 250 steps: 1st from 0 to 249; 2nd from 0 to 0; 3rd from -0 to -249" in first
+    # The first of 36 points is the mean of steps 1 to 7, the last that of the five that are left.
+    assert re.findall('points="(.*?),', first.replace(" ", ","))[0] == "62.0"
 
 
-@pytest.mark.parametrize("end, value", [("upper", 1.0), ("lower", -1.0), ("middle", 0.0)])
-def test_names_of_curves_do_not_overlap(end, value):
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.0])
+def test_names_of_curves_do_not_overlap(value):
     lines = {name: [0.0, value - k / 1000] for k, name in enumerate("dcba")} | {"high": [1.0, 1.0], "low": [-1.0, -1.0]}
-    named = re.findall('class="name"[^>]* y="(.*?)">(.*?)<', report.chart("t", lines))
+    named = re.findall(r'y="([0-9.]*)" text-anchor="start" fill="[^"]*" font-weight="bold">(.*?)<',
+                       "".join(charts.chart(0, 0, 400, 240, "t", lines)))
     at = [float(y) for y, _ in named]
-    assert all(below - above >= 15 for above, below in zip(at, at[1:])) and 10 <= at[0] and at[-1] <= 219
-    order = [name for _, name in named if len(name) == 1]
-    assert order == list("dcba")                                     # best above, wherever they crowd
+    assert len(at) == 6 and all(below - above >= 15 for above, below in zip(at, at[1:])) and 10 <= at[0] and at[-1] <= 230
+    assert [name for _, name in named if len(name) == 1] == list("dcba")        # best above, wherever they crowd
+
+
+def test_figures_names_the_training_that_it_lacks(run, tmp_path):
+    out = tmp_path / "pictures"
+    with pytest.raises(UserError, match=r"no-penalty: holds no log\.jsonl; train .* with --penalty 0") as stopped:
+        figures.main(["--run", str(run), "--out", str(out)])
+    assert not out.exists() and len(str(stopped.value)) < 300 + 2 * len(str(run))
 
 
 # ---- what can be missing or wrong -------------------------------------------------------------------------------
@@ -309,8 +342,7 @@ def test_a_run_with_results_alone(run):
     (run / "results.json").write_text("{}", encoding="utf-8")
     page = made(run)
     Tree(page)
-    for title in ("Before and after, in figures", "Before and after, in pictures", "K answers to one question",
-                  "Is the auto-check’s order right?", "Time, machine and versions"):
+    for title in set(TITLES) - {"Training"}:
         assert section(page, title).count('<p class="missing">') == 1
     assert section(page, "Training").count("it was not trained") == 3
     assert not Tree(page).of("img")
@@ -319,7 +351,7 @@ def test_a_run_with_results_alone(run):
 def test_one_model_was_not_evaluated(run):
     (run / "evaluate/mdpo.json.answers.jsonl").unlink()
     shown = section(made(run), "Before and after, in pictures")
-    assert shown.count('<dt>mdpo</dt><dd><p class="missing">') == 2 and shown.count("<mark>") == 4
+    assert shown.count('<h3>after: mdpo</h3><p class="missing">') == 2 and shown.count("<mark>") == 4
 
 
 def test_a_lost_picture_is_named(run):
@@ -356,6 +388,9 @@ def test_results_that_cannot_be_read(tmp_path, content, problem):
     ("results.json", {"models": [1]}, "models is not an object"),
     ("results.json", {"models": {"base": 5}}, "models.base is not an object"),
     ("results.json", {"models": {"mdpo": {"chair_i_sampled": "0.1"}}}, "models.mdpo.chair_i_sampled is not a finite number"),
+    ("results.json", {"models": {"base": {"claims_by_kind_sampled": {"objects": [1]}}}},
+     "models.base.claims_by_kind_sampled.objects is not two numbers"),
+    ("results.json", {"models": {"base": {"chair_i_greedy": {}}}}, "models.base.chair_i_greedy is not a finite number"),
     ("results.json", {"autocheck": {"agreement_initial": []}}, "autocheck.agreement_initial is not a finite number"),
     ("results.json", {"seconds": {"train": {}}}, "seconds.train is not a finite number"),
     ("results.json", {"versions": "3.11"}, "versions is not an object"),
@@ -376,7 +411,8 @@ def test_figures_that_were_not_measured_are_left_out(run):
                "autocheck": {"agreement_initial": None, "agreement_autocheck": 0.75}}
     (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
     page = made(run)
-    assert section(page, "Is the auto-check’s order right?").count("75.0%") == 1 and "3.0 s" in section(page, "Time, machine and versions")
+    assert re.findall("<td>([^<]+)</td>", section(page, "What the auto-check moves")) == ["–", "75.0%", "–", "–"]
+    assert "3.0 s" in section(page, "Time, machine and versions")
 
 
 def test_as_a_command(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pages import (
     ROOT,
+    VALUE,
     Stale,
     blocks,
     desk,
@@ -27,6 +28,7 @@ from pages import (
 )
 
 from amp_min.report import figures
+from tutorial import diagrams
 
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in pages()}
 CHAPTERS = [name for name in PAGES if name[0].isdigit()]
@@ -134,14 +136,64 @@ def test_glossary_explains_every_logged_figure(tiny_run):
 
 
 def test_pictures_are_those_that_figures_draws(tiny_run, tmp_path):
-    figures.main(["--run", str(tiny_run[0]), "--out", str(tmp_path)])
+    stand_in = str(tiny_run[0] / "models/mdpo")                          # what is without the penalty there does not matter
+    figures.main(["--run", str(tiny_run[0]), "--out", str(tmp_path), "--no-penalty", stand_in])
     drawn = {path.name for path in tmp_path.iterdir()}
+    for name, picture in diagrams.draw().items():
+        compare((ROOT / "tutorial/pictures" / name).read_text(encoding="utf-8"), picture, "run: python -m tutorial.diagrams --out tutorial/pictures")
+        (tmp_path / name).write_text(picture, encoding="utf-8")
+    drawn |= set(diagrams.draw())
     assert drawn == {path.name for path in (ROOT / "tutorial/pictures").iterdir()}
     for path in tmp_path.glob("*.svg"):
         picture = xml.dom.minidom.parse(str(path)).documentElement
         assert float(picture.getAttribute("width")) <= 800 and picture.getElementsByTagName("title")
     used = {Path(target).name for text in PAGES.values() for image, _, target in LINK.findall(text) if image}
     assert used <= drawn
+
+
+# In reading order: the page on which a word first stands, where it is bold because it is explained there.
+TERMS = {"hallucination": "README", "multimodal model": "README", "supervised training": "README", "RLHF": "README",
+         "KL divergence": "README", "DPO": "README", "policy": "README", "reference": "README", "standard answer": "README",
+         "MDPO": "README", "penalty": "README", "oracle": "01", "CHAIR": "01", "coverage": "01", "greedy": "01",
+         "sampled": "01", "beam search": "01", "POPE": "06", "micro-batches": "08", "precision": "05", "interval": "05", "F1": "10",
+         "yes-ratio": "10", "LoRA": "11"}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_term_is_explained_where_it_first_stands(term):
+    """Defining it later, or using it earlier, fails. The way through on the first page names what comes, and is left out."""
+    home = next(name for name in ["README.md", *CHAPTERS] if name.startswith(TERMS[term]))
+    assert re.search(rf"\*\*{term}\b[^*]*\*\*", PAGES[home], re.I), f"{home} does not explain **{term}**"
+    for name in ["README.md", *CHAPTERS]:
+        if name == home:
+            break
+        prose = re.sub(r"^```.*?^```$|<!--.*?-->|!?\[[^\]]*\]\([^)]*\)|^\|.*?$|`[^`]*`", "", PAGES[name], flags=re.M | re.S)
+        assert not re.search(rf"(?<![\w-]){term}(?![\w-])", prose), f"{name} uses {term}, which {home} explains"
+
+
+# ---- two languages ----
+
+TABLE = re.compile(r"<!-- (table: [^\n]+) -->\n(.*?)\n<!-- end -->", re.S)
+
+
+def skeleton(text):
+    """What two languages must share: heading levels, pictures, commands, the tables of results, and rows of other tables."""
+    return {"headings": [len(marks) for marks in re.findall(r"^(#+) ", text, re.M)],
+            "commands": [re.sub(r"\s+#.*", "", line) for block in blocks(text) if block.language == "sh" for line in block.body.splitlines()],
+            "results": TABLE.findall(text),
+            "figures": [(match["expression"], match["format"], match["shown"]) for match in VALUE.finditer(text)],
+            "pictures": [target for image, _, target in LINK.findall(text) if image],
+            "numbers": sorted(re.findall(r"\d+\.\d+", re.sub(r"^```.*?^```$|^\|.*?$|\]\([^)]*\)|<!--.*?-->", "", text, flags=re.M | re.S))),
+            "files": re.findall(r"^\| (`[^`]+`) \|", text, re.M)}
+
+
+@pytest.mark.parametrize("folder", ["", "tutorial/"])
+def test_both_languages_say_the_same(folder):
+    english, chinese = ((ROOT / f"{folder}{name}").read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    assert skeleton(english) == skeleton(chinese)
+    for _, _, target in LINK.findall(chinese):
+        assert "://" in target or (ROOT / folder / target.partition("#")[0]).exists(), f"{target} is not there"
+    compare(chinese, fresh(chinese), "run: python tests/pages.py --update")
 
 
 # ---- the checks themselves ----

@@ -6,13 +6,15 @@ import itertools
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from test_autocheck import make_clip
+import torch
+from test_autocheck import make_clip, make_roberta
 
 import verify
-from amp_min import agreement, autocheck, records
+from amp_min import autocheck, chunks, records
 from amp_min.support.script import UserError
+
+NLP = chunks.load_parser()
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,9 @@ def row(name, standard, *answers, **extra):
     return {"id": name, "image": "a.png", "questions": questions, "responses": responses} | extra
 
 
-ROWS = [row("r0", "A red dog sits on a sofa.", "Two cats sleep here.", "A red dog sits on a sofa.", note={"kept": [1]}),
-        row("r1", ["A big tree.", "There are two cars."], ["A big tree.", "There are two cars."], ["A tree.", ""]),
+RED = "A red dog sits on a sofa."
+ROWS = [row("r0", RED, "Two cats sleep here.", RED, note={"kept": [1]}),
+        row("r1", *[["A big tree.", "There are two cars."]] * 2, ["A tree.", ""]),
         row("r2", "A boat on the water.", "A boat.", "A boat.", "A boat on the water."),
         row("r3", "Yes.", "No.", "Yes.")]
 
@@ -116,13 +119,13 @@ def test_ranking_order_and_counts(tmp_path, encoder, capsys):
         assert keys == sorted(keys, reverse=True) and keys[0] == (1.0, 1.0)
     meta = json.loads(Path(f"{out}.meta.json").read_text(encoding="utf-8"))
     assert meta["auto_check"] == {"rows": 4, "rows_reordered": 3, "rows_with_equal_answers": 4,
-                                  "texts_longer_than_encoder_window": 0}
+                                  "texts_longer_than_encoder_window": 0, "texts_with_unknown_tokens": 0}
     printed = capsys.readouterr().out
     assert "4 rows in" in printed and "3 changed order" in printed
 
 
 def test_block_size_changes_nothing_and_long_texts_are_counted(tmp_path, encoder, capsys):
-    rows = ROWS + [row("long", "A red dog which " + "is very very tall and " * 9 + "old runs.", "A dog runs.")]
+    rows = ROWS + [row("long", f"A red dog which {'is very very tall and ' * 9} old runs.", "A dog runs.")]
     outputs = []
     for size in "2", "256":
         flags, out = arguments(tmp_path, encoder, rows, "--rows-at-once", size, out=f"out{size}.jsonl")
@@ -147,44 +150,67 @@ def test_resume_gives_the_same_file(tmp_path, encoder, capsys):
     assert out.read_bytes() == whole and "3 rows in" in printed and "of all 4 rows" in printed
 
 
-def test_whole_answers_and_agreement_with_people(tmp_path, encoder, capsys):
-    rows = [row("r0", "A red dog sits on a sofa.", "Two cats. Two cats.", "A red dog sits on a sofa."),
-            row("r1", "A big tree.", "A big tree.", "", "A big tree. A big tree.")]
-    for one, people in zip(rows, [[1.0, 0.2, 0.8], [1.0, 0.2, 0.4, 0.4]]):
-        for response, share in zip(one["responses"], people):
-            response["human_accuracy"] = share
-    flags, out = arguments(tmp_path, encoder, rows, "--method", "whole")
-    verify.main(flags)
-    made = read(out)
-    assert [r["initial_order"] for r in made] == [[0, 2, 1], [0, 1, 3, 2]]
-    assert [r["score"] for r in made[1]["responses"]][1:] == [1.0, made[1]["responses"][2]["score"], 0.0]
-    # r0: the one pair is right, and clear; r1: 0.2 stands before 0.4 and 0.4, both wrong, none of them clear
-    figures = tmp_path / "figures.json"
-    agreement.main(["--preferences", str(out), "--out", str(figures)])
-    found = json.loads(figures.read_text(encoding="utf-8"))
-    assert (found["pictures"], found["pairs"], found["clear_pairs"]) == (2, 3, 1)
-    method = found["methods"][str(out)]
-    assert method["all"] == pytest.approx(1 / 3, abs=1e-12) and method["clear"] == 1.0
-    assert method["all_interval"] == [0.0, 1.0] and "0.333 all, 1.000 clear" in capsys.readouterr().out
+# ---- one answer against the standard one ----
+
+def compare(standard, generated, features, **options):
+    found = {answer: parsed for answer, parsed in zip(standard + generated,
+                                                      chunks.noun_chunks_of(NLP, standard + generated))}
+    settings = verify.Settings("in.jsonl", "encoder", "out.jsonl", **options)
+    return verify.compare(standard, generated, found, features, settings)
 
 
-def test_choosing_on_half_is_scored_on_the_other_half():
-    good, bad = np.tile([1.0, 1.0], (6, 1)), np.tile([0.0, 1.0], (6, 1))
-    generator = np.random.default_rng(0)
-    assert agreement.choose_on_half(np.stack([bad, good]), np.stack([good, bad]), generator) == ([1.0, 0.0], [0.0, 1.0])
-    # each file is right on the pictures that it is chosen for: elsewhere the choice is worth nothing
-    first = np.array([[1.0, 1.0], [0.0, 1.0]])
-    (every, _), _ = agreement.choose_on_half(np.stack([first, first[::-1]]), np.stack([first] * 2), generator)
-    assert every == 0.0
+def one_hot(*texts):
+    return dict(zip(texts, torch.eye(len(texts))))
 
 
-def test_agreement_needs_ratings_of_the_same_rows(tmp_path, encoder):
-    flags, out = arguments(tmp_path, encoder, ROWS)
-    verify.main(flags)
-    with pytest.raises(UserError, match="responses\\[1\\] lacks \"human_accuracy\""):
-        agreement.main(["--preferences", str(out), "--out", str(tmp_path / "figures.json")])
-    assert not (tmp_path / "figures.json").exists()
+def test_local_and_global_level_are_averaged():
+    features = one_hot("a dog", "a red sofa", "a dog lies on a red sofa.", "a dog stands there.")
+    accuracy, score, evidence = compare(["A dog lies on a red sofa."], ["A dog  stands there."], features)
+    assert (accuracy, score) == (0.25, 0.25)                 # local 1/2: the dog, not the sofa; global 0 of 1
+    assert evidence == [{"levels": [[0.5, 0.5], [0.0, 0.0]],
+                         "chunks": [["a dog", "a dog", 1.0], ["a red sofa", "a dog", 0.0]]}]
 
+
+def test_rounds_are_compared_apart():
+    features = one_hot("a dog.", "a dog", "a cat.", "a cat")
+    assert compare(["A dog.", "A cat."], ["A dog.", "A cat."], features)[:2] == (1.0, 1.0)
+    assert compare(["A dog.", "A cat."], ["A cat.", "A dog."], features)[:2] == (0.0, 0.0)
+    assert compare(["A dog.", "A cat."], ["A dog.", "A dog."], features)[:2] == (0.5, 0.5)
+
+
+def test_answers_without_nouns():
+    features = one_hot("yes.", "no.", "a dog", "there is a dog.")
+    assert compare(["Yes."], ["yes."], features)[:2] == (1.0, 1.0)           # compared as whole answers
+    assert compare(["Yes."], ["No."], features)[:2] == (0.0, 0.0)
+    accuracy, score, evidence = compare(["There is a dog."], ["No."], features)
+    assert (accuracy, score) == (0.0, 0.0) and evidence[0]["chunks"] == [["a dog", None, 0.0]]
+    assert compare(["There is a dog."], [""], features, symmetric=True)[:2] == (0.0, 0.0)
+
+
+def test_a_blank_answer_gets_zero_also_where_whole_answers_are_compared():
+    features = {"yes.": torch.tensor([1.0, 0.0]), "": torch.tensor([0.7, 0.7])}      # encoders read "", too
+    for blank in "", " \n":
+        assert compare(["Yes."], [blank], features) == (0.0, 0.0, [{"levels": [[0.0, 0.0]],
+                                                                    "chunks": [["yes.", None, 0.0]]}])
+
+
+def test_symmetric_makes_a_hallucinated_chunk_cost_something():
+    short, longer = "A dog sits.", "A dog sits. A cat sits."
+    features = one_hot("a dog", "a cat", "a dog sits.", "a cat sits.")
+    for symmetric, expected in (False, 1.0), (True, 0.75):        # precision 1/2 on both levels, recall 1
+        assert compare([short], [longer], features, symmetric=symmetric)[:2] == (expected, expected)
+    assert compare([short], [short], features, symmetric=True)[:2] == (1.0, 1.0)
+
+
+def test_attributes_stop_a_match():
+    red, blue = "A red car is parked.", "A blue car is parked."
+    features = dict.fromkeys(["a red car", "a blue car", red.lower(), blue.lower()], torch.ones(1))
+    assert compare([red], [blue], features)[:2] == (1.0, 1.0)
+    accuracy, score, evidence = compare([red], [blue], features, attributes=True)
+    assert (accuracy, score) == (0.0, 0.0) and evidence[0]["chunks"] == [["a red car", "a blue car", 0.0]]
+
+
+# ---- what a user can get wrong ----
 
 def no_standard():
     bad = row("r9", "A dog.", "A cat.")
@@ -195,12 +221,14 @@ def no_standard():
 @pytest.mark.parametrize("rows, flags, message", [
     ([ROWS[0], no_standard()], [], "in.jsonl:2: responses[0], and no other, must have source \"standard\""),
     ([row("r9", "A dog.", ["A cat.", "A tree."])], [], "in.jsonl:1: responses[1].answers has 2 entries"),
+    ([ROWS[0], row("r9", "A dog.", "A dog.<end> And a cat.")], [],
+     "in.jsonl:2: responses[1].answers hold '<end>', no text to the encoder; take it out"),
     (["{"], [], "in.jsonl:1: line is not JSON"),
     ([], [], "in.jsonl"),
-    (ROWS, ["--threshold", "1.5"], "--threshold 1.5: a cosine lies between -1 and 1"),
+    (ROWS, ["--threshold", "1.5"], "--threshold 1.5: give a number, at least -1 and at most 1"),
     (ROWS, ["--threshold", "nan"], "--threshold nan"),
     (ROWS, ["--rows-at-once", "0"], "--rows-at-once 0"),
-    (ROWS, ["--method", "whole", "--symmetric"], "--method whole compares no chunks"),
+    (ROWS, ["--method", "whole"], "--method: there is one method now"),
     (ROWS, ["--encoder", "nothing/here/at-all"], "nothing/here/at-all: no such model folder"),
     (ROWS, ["--candidates", "missing.jsonl"], "missing.jsonl"),
 ])
@@ -217,6 +245,19 @@ def test_a_hub_encoder_out_of_reach_is_one_line(tmp_path):
     with pytest.raises(UserError, match="hf download nobody/nothing") as caught:
         verify.main(flags)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == [tmp_path / "in.jsonl"]
+
+
+def test_unknown_tokens_are_counted_and_told(tmp_path, capsys):
+    encoder = make_roberta(tmp_path / "encoder", ["a", "boat", "lies", "there", "."])
+    flags, out = arguments(tmp_path, encoder, [row("r0", "Ein Boot.", "Zwei Boote.", "Ein Boot."),
+                                               row("r1", "A boat lies there.", "A boat lies here.")])
+    verify.main(flags)
+    first, second = read(out)
+    assert [r["score"] for r in first["responses"][1:]] == [0.0, 0.0]
+    assert second["responses"][1]["score"] > 0.5
+    printed, meta = capsys.readouterr().out, json.loads(Path(f"{out}.meta.json").read_text(encoding="utf-8"))
+    n = meta["auto_check"]["texts_with_unknown_tokens"]
+    assert n > 2 and f"{n} texts hold tokens that the encoder does not know" in printed.splitlines()[-1]
 
 
 def test_skip_bad_drops_and_counts(tmp_path, encoder):

@@ -50,7 +50,7 @@ def checks(settings):
     yield f"{DISK_GB} GB of disk", f"{disk:.0f} GB free", disk >= DISK_GB, "free some space, or work on another disk"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-        yield f"{MEMORY_GB} GB of memory", f"{memory:.0f} GB", memory >= MEMORY_GB, "close other programs, or lower --batch in the stages"
+        yield f"{MEMORY_GB} GB of memory", f"{memory:.0f} GB", memory >= MEMORY_GB, "close other programs, or take a smaller batch in the stages"
     yield "folder can be written", os.getcwd(), os.access(".", os.W_OK), "copy the project to a folder of your own"
 
 

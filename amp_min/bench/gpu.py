@@ -124,7 +124,7 @@ def calls(run):
 
 
 def generation(run):
-    """Answers as mllm.answer makes them, as many at once as their beams' keys and values leave room for."""
+    """Answers as decoding.answer makes them, as many at once as their beams' keys and values leave room for."""
     (tokens,), _ = variants.make_sets(run.shape, 2, 0, 1)
     text, prompt, side = run.shape.text, tokens.ids[0], run.shape.side
     kept = BEAMS * (len(prompt) + NEW_TOKENS) * 4 * text["num_hidden_layers"] * text["hidden_size"]    # bytes

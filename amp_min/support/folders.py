@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: worlds and models are filled beside their place and renamed at the end.
+"""Folders that are whole or not there: worlds and models are filled beside their place and then renamed.
 
 A folder made so holds made.json, what it was made from; with it, --resume knows what need not be made again.
 """
@@ -14,7 +14,7 @@ from amp_min.support.script import UserError
 
 
 def folder_is_made(path, facts, resume):
-    """True when `resume` finds a folder that whole_folder completed from the same facts (JSON-like: settings, inputs).
+    """True when `resume` finds a folder that whole_folder completed from the same facts (settings, inputs).
 
     Raises UserError for a folder that it did not make, because that would be replaced.
     """
@@ -30,7 +30,7 @@ def folder_is_made(path, facts, resume):
 
 @contextlib.contextmanager
 def whole_folder(path, facts):
-    """Yield a folder to fill, "<path>.part"; it gets its name when that went well, so <path> is never half a folder."""
+    """Yield a folder to fill, "<path>.part"; it gets its name when that went well, so it is never a half."""
     path = Path(path)                    # without the slash of "DIR/"
     part = Path(f"{path}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -1,7 +1,7 @@
 """How much memory a training run takes, said before anything large is loaded.
 
-    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.6 for 1 set of 576 + 50
-    + 4 x 100 tokens; with a tenth to spare 17.8 GB: fits in 24 GB: yes
+    memory: weights 13.2 GB, adapters 0.6, gradients 0.6, optimizer 1.2, activations 0.5 for 1 set of 576 + 50
+    + 4 x 100 tokens; with a tenth to spare 17.7 GB: fits in 24 GB: yes
 
 Parameters are counted on a skeleton, the model on torch's "meta" device: it has every shape and no numbers,
 so a 7B model takes half a second and no memory. The counts are exact. What the forward pass keeps for the
@@ -56,14 +56,9 @@ def kept_per_token(text, width, rank):
     norms = 2 * D * 4 * (1 if rank else 2)  # what goes in, in fp32; if the norms train, normalized as well
     attention = 4 * Q * width                           # q, k and v after the rotation, and what comes out
     feed_forward = 3 * F * width                        # gate, silu(gate), up
-    # Inputs of the seven linear layers. In fp32 q, k and v share one, and so do gate and up; o's is counted
-    # above.
-    if width == 4:
-        linears = (2 * D + F) * 4
-    elif rank:
-        linears = (5 * D + Q + F) * 4                   # each adapter makes an fp32 copy of its own
-    else:
-        linears = (5 * D + F) * width                   # autocast makes a bf16 copy for each product
+    # Inputs of the seven linear layers: q, k and v share one, and so do gate and up; o's is counted above.
+    # But autocast, in full training, makes a bf16 copy for each product.
+    linears = (2 * D + F if rank or width == 4 else 5 * D + F) * width
     return norms + attention + feed_forward + linears + 7 * rank * 4  # A x of each adapter
 
 
@@ -163,3 +158,27 @@ def report(model, settings, width, image_tokens, available):
             return f"{line}; with {flags} {smaller / GB:.1f} GB"
     rank = "a smaller --lora-rank" if settings.lora_rank else "--lora-rank 64"
     return f"{line}; take {rank} or a smaller model"
+
+
+def answering_batch(m, asked, beams, new_tokens, most=64):
+    """How many conversations are answered together: `asked`, or for 0 what fits, a power of two up to `most`.
+
+    m: an Mllm; new_tokens: the longest answer. Prints the estimate. Generation keeps the keys and values of
+    every token in every layer, for every beam; to that come one layer's activations while the prompt is read
+    and a few copies of the last token's logits.
+    """
+    text, weights = m.model.config.text_config, sum(p.nbytes for p in m.model.parameters())
+    width = m.model.dtype.itemsize
+    tokens = min(m.image_tokens + PROMPT + new_tokens, text.max_position_embeddings)
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width         # bytes a token
+    passing = (4 * text.hidden_size + 3 * text.intermediate_size) * width
+    one = beams * (tokens * (cache + passing) + 3 * 4 * text.vocab_size)              # bytes a conversation
+    room, batch = capacity(m.device), asked or most
+    while room and not asked and batch > 1 and SPARE * (weights + batch * one) > room:
+        batch //= 2
+    unit, name = (GB, "GB") if weights > GB else (2**20, "MB")
+    print(f"memory: weights {weights / unit:.1f} {name}, {one / unit:.2f} {name} for each conversation of "
+          f"{beams} x {tokens} tokens; {batch} are answered together, "
+          f"{SPARE * (weights + batch * one) / unit:.1f} {name}" + (f" of {room / GB:.0f} GB" if room else ""))
+    return batch

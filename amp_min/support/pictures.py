@@ -1,7 +1,8 @@
 """The picture that a row names: where it lies, and how it becomes 8-bit RGB.
 
-Picture files come in more kinds than a vision tower takes: rotated by a note in the header, transparent, 16-bit,
-printed in CMYK, cut short. All of them end here, as one kind of image or as one line that names the file.
+Picture files come in more kinds than a vision tower takes: rotated by a note in the header, transparent,
+16-bit, printed in CMYK, cut short. All of them end here, as one kind of image or as one line that names the
+file.
 """
 
 import os
@@ -12,16 +13,18 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from amp_min.support.script import BadRow, UserError
+from amp_min.support.storage import kind_of
 
 MAX_PIXELS = 64_000_000          # a small file can unpack to gigabytes; 64 million pixels are 192 MB as RGB
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")       # of Pillow's others, EPS would run Ghostscript
+MAX_RATIO = 100                  # processors scale the shorter side to 336 or so, and the longer one with it
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")       # of others, EPS would run Ghostscript
 
 
 def image_path(row, jsonl_path, image_root=None):
     """Path of a row's picture: `row["image"]` below `image_root`, by default below the folder of the JSONL.
 
-    Rows come from other people, so a path that leaves this folder is refused: absolute, by "..", or by a symbolic
-    link. Raises BadRow; the file need not exist.
+    Rows come from other people, so a path that leaves this folder is refused: absolute, by "..", or by a
+    symbolic link. Raises BadRow; the file need not exist.
     """
     image, place = row["image"], f"{jsonl_path}: row {reprlib.repr(row['id'])}"
     root = os.path.realpath(Path(jsonl_path).parent if image_root is None else image_root)
@@ -32,14 +35,16 @@ def image_path(row, jsonl_path, image_root=None):
     except ValueError:           # a NUL character
         raise BadRow("image is no valid file name; correct it", place) from None
     if os.path.commonpath([root, path]) != root:
-        raise BadRow(f"image leads out of its folder; move it below {root}, or give another --image-root", place)
+        raise BadRow(f"image leads out of its folder; move it below {root}, or give --image-root", place)
     return Path(path)
 
 
 def open_image(path):
-    """Read a picture as an RGB PIL.Image (first frame): upright, transparent parts on white, 16-bit grey scaled to 8.
+    """Read a picture as an RGB PIL.Image (first frame): upright, transparent parts on white, 16-bit grey
+    scaled to 8.
 
-    Color profiles are not applied, as in the image processors of CLIP and LLaVA. Raises UserError naming the file.
+    Color profiles are not applied, as in the image processors of CLIP and LLaVA. Raises UserError naming the
+    file.
     """
     if not os.path.isfile(path):     # asked first: opening a named pipe would wait for ever
         raise UserError(f"picture is missing; there is no file {path}")
@@ -48,12 +53,19 @@ def open_image(path):
             if min(image.size) < 1 or image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise UserError(f"picture has {size} pixels, 1 to {MAX_PIXELS} are allowed; resize {path}")
+            if max(image.size) > MAX_RATIO * min(image.size):
+                raise UserError(f"picture is {image.width} x {image.height} pixels, a ratio above "
+                                f"{MAX_RATIO} : 1; crop or replace {path}")
             return to_rgb(ImageOps.exif_transpose(image))
     except UserError:
         raise
     except UnidentifiedImageError:
-        raise UserError(f"picture is in none of the formats {', '.join(FORMATS)}; replace {path}") from None
-    # Pillow's decoders raise nearly anything for a broken file (OSError, SyntaxError, ValueError, IndexError, ...).
+        with open(path, "rb") as file:
+            kind = kind_of(file.read(512))
+        problem = kind or f"in none of the formats {', '.join(FORMATS)}; replace it"
+        raise UserError(f"picture is {problem}: {path}") from None
+    # Pillow's decoders raise nearly anything for a broken file (OSError, SyntaxError, ValueError, IndexError,
+    # ...).
     except Exception as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"picture cannot be read; replace {path}: {detail}") from error

@@ -1,4 +1,8 @@
-"""Output files that survive a kill, and what the runs that made them are known by."""
+"""Files: what is read is told from what only looks like it, what is written survives a kill.
+
+`open_rows` refuses by its kind what bears the name of a data file and is something else; `Writer` lets a
+stage be stopped at any moment and continued; meta files say what a run was made from.
+"""
 
 import contextlib
 import hashlib
@@ -6,11 +10,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import reprlib
 import shutil
-import tempfile
 import time
-from array import array
 from collections import Counter
 from operator import itemgetter
 from pathlib import Path
@@ -26,6 +29,37 @@ def open_input(path):
         raise UserError(f"{path}: {error.strerror}; check the path") from None
 
 
+# What people have under a name that promises something else: how it begins, what it is and what helps.
+KINDS = (
+    (rb"version https://git-lfs", "a Git LFS pointer, not the data; fetch it: git lfs pull (or hf download)"),
+    (rb"\x1f\x8b|BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed; unpack it: gunzip, bunzip2, unxz or unzstd"),
+    (rb"PK\x03\x04|7z\xbc\xaf\x27|Rar!", "a zip archive, or one of torch.save; unpack it and name the file"),
+    (rb"PAR1", "a Parquet file; python -m amp_min.convert reads it"),
+    (rb"ARROW1|\xff\xff\xff\xff", "an Arrow table; write it as JSON, as Dataset's to_json does"),
+    (rb"\x80[\x02-\x05]", "a Python pickle, which can run code when read; save it as JSON or safetensors"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|%PDF|SQLite", "a picture, PDF or database; name the file with the data"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16 text; save it as UTF-8"),
+    (rb"\s*<[!?a-zA-Z]", "an HTML page, not the data; download the file itself (/resolve/ for /blob/)"),
+    (rb"[^\s{\[][^\n{\[:]*[\t,][^\n{\[:]*(\n|\Z)",
+     "a table with tabs or commas (TSV, CSV); write each row as a JSON object"),
+)
+
+
+def kind_of(head):
+    """What a file is that begins with these bytes, with what helps; None for JSON and what nobody knows."""
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    return next((name for pattern, name in KINDS if re.match(pattern, head)), None)
+
+
+def open_rows(path):
+    """Open a file of JSON text for reading bytes; UserError says what it is instead."""
+    file = open_input(path)
+    if kind := kind_of(file.peek(512)):
+        file.close()
+        raise UserError(f"{path}: is {kind}")
+    return file
+
+
 class Writer:
     """Write rows so that a stage can be stopped at any moment and continued.
 
@@ -36,22 +70,24 @@ class Writer:
                 if row["id"] not in out.done:
                     out.write(...)
 
-    Rows go to "<path>.part"; the final name appears only when all is written, so it never holds half a file. An
-    exception leaves the .part, if it has a row (and says so in a note on the exception); `resume` then keeps its whole
-    rows and puts their ids (or what `key` makes of a row) in `done`. With other settings or other input contents than
-    before, resume raises UserError instead: half a file from one run and half from another is worse than none. A
-    finished file resumes with nothing left to do.
+    Rows go to "<path>.part"; the final name appears only when all is written, so it never holds half a file.
+    An exception leaves the .part, if it has a row (and says so in a note on the exception); `resume` then
+    keeps its whole rows and puts their ids (or what `key` makes of a row) in `done`. With other settings or
+    other input contents than before, resume raises UserError instead: half a file from one run and half from
+    another is worse than none. A finished file resumes with nothing left to do.
 
     settings: JSON-like dict; its key "resume" is left out. inputs: the files that the rows are made from.
-    dropped: Counter of reason -> rows, for the caller to fill; it goes to "<path>.meta.json" with settings, sha256 of
-    the inputs, counts, versions and seconds. Equal runs give byte-identical JSONL; seconds stand only in the meta file.
+    facts: what else the caller wants to have in the meta file, by key.
+    dropped: Counter of reason -> rows, for the caller to fill; it goes to "<path>.meta.json" with settings,
+    sha256 of the inputs, counts, versions and seconds. Equal runs give byte-identical JSONL; seconds stand
+    only in the meta file.
     """
 
     def __init__(self, path, settings, inputs, resume=False, key=itemgetter("id")):
         self.path, self.part, self.key = Path(path), Path(f"{path}.part"), key
-        self.resume, self.done, self.dropped, self.written = resume, set(), Counter(), 0
+        self.resume, self.done, self.dropped, self.facts, self.written = resume, set(), Counter(), {}, 0
         settings = {name: value for name, value in settings.items() if name != "resume"}
-        self.run = {"settings": json.loads(json.dumps(settings, default=str)),          # as they will be read back
+        self.run = {"settings": json.loads(json.dumps(settings, default=str)),    # as they will be read back
                     "inputs": {str(source): sha256_file(source) for source in inputs}}
         if self.path.is_dir():
             raise UserError(f"{path}: is a folder; name a file to write")
@@ -69,14 +105,14 @@ class Writer:
                 shutil.copyfile(self.path, self.part)
             self.keep_whole_rows()
         else:
-            # The old rows go first: killed between these two lines, we must not leave them beside the new settings.
+            # The old rows go first: killed between these two lines, they must not lie beside new settings.
             self.part.unlink(missing_ok=True)
             write_json(f"{self.part}.meta.json", self.run)
         self.file = open(self.part, "ab")
         return self
 
     def check_same_run(self, begun):
-        """Refuse to continue the file `begun` unless its settings and the contents of its inputs are those of now."""
+        """Refuse to continue the file `begun` unless its settings and inputs are those of now."""
         def facts(run):
             return run["settings"] | {f"sha256 of {source}": value for source, value in run["inputs"].items()}
 
@@ -85,14 +121,15 @@ class Writer:
             with open(f"{begun}.meta.json", encoding="utf-8") as file:
                 old, new = facts(json.load(file)), facts(self.run)
         except (OSError, ValueError, KeyError):
-            raise UserError(f"{begun}: {begun}.meta.json, with its settings, is lost; restore it, {mend}") from None
+            problem = f"{begun}.meta.json, with its settings, is lost; restore it, {mend}"
+            raise UserError(f"{begun}: {problem}") from None
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
                 change = f"{name} = {reprlib.repr(old.get(name))}, now it is {reprlib.repr(new.get(name))}"
                 raise UserError(f"{begun}: was begun with {change}; go back to that, {mend}")
 
     def keep_whole_rows(self):
-        """Collect the ids of the rows in the .part, and cut it after the last whole one (a kill can halve a line)."""
+        """Collect the ids of the rows in the .part, cut after the last whole one: a kill can halve a line."""
         size = 0
         with open(self.part, "r+b") as file:
             for line in file:
@@ -106,7 +143,7 @@ class Writer:
             file.truncate(size)
 
     def write(self, row):
-        """Append one row and hand it to the operating system: killed here, a run loses at most the row at hand.
+        """Append one row and hand it to the operating system: killed here, a run loses at most this row.
 
         Raises ValueError for NaN and Infinity, before anything is written.
         """
@@ -118,10 +155,11 @@ class Writer:
     def __exit__(self, kind, error, traceback):
         kept = len(self.done) + self.written
         if error is not None:
-            with contextlib.suppress(OSError):       # closing fails again on a full disk: the first error says more
+            with contextlib.suppress(OSError):       # on a full disk this fails, too, and says less
                 self.file.close()
             if kept:
-                error.add_note(f"{kept} finished rows are in {self.part}; the same command with --resume continues there")
+                error.add_note(f"{kept} finished rows are in {self.part}; the same command with --resume "
+                               "continues there")
             else:
                 self.leave_nothing()                 # refused at its first row
             return
@@ -133,7 +171,8 @@ class Writer:
             raise UserError(f"{self.path}: not written, no row was left; dropped: {dropped}")
         rows = {"read": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
         seconds = round(time.perf_counter() - self.started, 3)
-        write_json(f"{self.path}.meta.json", self.run | {"rows": rows, "versions": versions(), "seconds": seconds})
+        facts = {"rows": rows, "versions": versions(), "seconds": seconds}
+        write_json(f"{self.path}.meta.json", self.run | self.facts | facts)
         os.replace(self.part, self.path)
         self.leave_nothing()
 
@@ -143,31 +182,8 @@ class Writer:
         Path(f"{self.part}.meta.json").unlink(missing_ok=True)
 
 
-class OnDisk:
-    """A list whose items wait in a temporary file, so that a long one takes 8 bytes of memory an item.
-
-    make: builds an item from its JSON again. The file has no name and is gone when the process is.
-    """
-
-    def __init__(self, make):
-        self.make, self.starts, self.file = make, array("q"), tempfile.TemporaryFile()
-
-    def append(self, item):
-        self.starts.append(self.file.seek(0, os.SEEK_END))
-        self.file.write(json.dumps(item).encode("ascii") + b"\n")
-
-    def __len__(self):
-        return len(self.starts)
-
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        self.file.seek(self.starts[i])
-        return self.make(json.loads(self.file.readline()))
-
-
 def write_json(path, obj):
-    """Write `obj` as sorted, indented JSON in one step: a reader sees the old file or the new one, never a half.
+    """Write `obj` as sorted, indented JSON in one step: a reader sees the old file or the new, never a half.
 
     Raises ValueError for NaN and Infinity, which are no JSON: give None for a figure that is not defined.
     """
@@ -178,7 +194,7 @@ def write_json(path, obj):
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())      # before the rename, or a power cut could leave an empty file under the name
+            os.fsync(file.fileno())      # before the rename, or a power cut could leave an empty file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -191,8 +207,8 @@ def sha256_file(path):
 
 
 def weights(name):
-    """The weight files of a local model folder, to be named among a Writer's inputs: a retrained model under an old name
-    is another input.  Empty for a hub id.
+    """The weight files of a local model folder, to be named among a Writer's inputs: a retrained model under
+    an old name is another input. Empty for a hub id.
     """
     return sorted(Path(name).glob("*.safetensors"))
 

@@ -5,6 +5,7 @@ the same part of speech and form, a plural to a plural (spaCy's fine-grained tag
 hand: so a sentence stays a sentence.
 """
 
+import random
 from collections import defaultdict
 
 CHANGED = {"NOUN", "PROPN", "ADJ", "ADP", "NUM"}      # spaCy's names; ADP is a preposition
@@ -20,21 +21,27 @@ def stock_of(docs):
     return {tag: sorted(words) for tag, words in found.items()}         # sorted: a set has no order to repeat
 
 
-def worse(docs, share, stock, rng, unlike):
-    """The answers of a row (parsed) with `share` of their changeable words replaced, but one at least: list of texts.
+def levels(docs, shares, stock, seed):
+    """A row's parsed answers with a share of their changeable words replaced: {"perturb-10": texts, ...}.
 
-    The share is of all rounds together: one word a round would be most of a dialogue of short answers. Drawn
-    anew while equal to one of `unlike`, the other levels; 20 times, for there may be no other. rng: random.Random.
+    The share is of all rounds together, and one word at least: one word a round would be most of a dialogue
+    of short answers. A level equal to another one is drawn anew, 20 times, for there may be no other.
     """
-    able = [token for doc in docs for token in doc if token.pos_ in CHANGED and len(stock.get(token.tag_, ())) > 1]
-    count = min(len(able), max(1, round(share * len(able))))
-    for _ in range(20):
-        new = {token: rng.choice([word for word in stock[token.tag_] if word != token.text])
-               for token in rng.sample(able, count)}
-        texts = ["".join(written(token, new) + token.whitespace_ for token in doc) for doc in docs]
-        if texts not in unlike:
-            break
-    return texts
+    able = [token for doc in docs for token in doc
+            if token.pos_ in CHANGED and len(stock.get(token.tag_, ())) > 1]
+    made = {"standard": [doc.text for doc in docs]}
+    for share in shares:
+        # Every level of a row has random numbers of its own: an interruption changes no other's.
+        rng, count = random.Random(f"{seed} {share}"), min(len(able), max(1, round(share * len(able))))
+        for _ in range(20):
+            new = {token: rng.choice([word for word in stock[token.tag_] if word != token.text])
+                   for token in rng.sample(able, count)}
+            texts = ["".join(written(token, new) + token.whitespace_ for token in doc) for doc in docs]
+            if texts not in made.values():
+                break
+        made[f"perturb-{share:.0%}".rstrip("%")] = texts
+    del made["standard"]
+    return made
 
 
 def written(token, new):

@@ -123,21 +123,21 @@ def preference_rows(n, settings):
 
 
 def pope_questions(scene, seen, together, rng):
-    """POPE's balanced questions on one scene: (split, kind, label); as many absent kinds as present ones, at
-    most 3.
+    """POPE's balanced questions on one scene: (split, kind, label); at most 3 present kinds, and as many
+    absent ones.
 
     random: any absent kind; popular: the absent kinds most frequent in training scenes (`seen`);
-    adversarial: the absent kinds that most often stand beside what is here (`together`).
+    adversarial: the absent kinds that most often stand beside what is here (`together`), beside all of it.
     """
-    present = [g["kind"] for g in scene["groups"]][:3]
-    absent = [k for k in KINDS if k not in {g["kind"] for g in scene["groups"]}]
+    present = [g["kind"] for g in scene["groups"]]
+    absent = [k for k in KINDS if k not in present]
     ranked = {"random": rng.sample(absent, len(absent)),
               "popular": sorted(absent, key=lambda k: -seen[k]),
               "adversarial": sorted(absent, key=lambda k: -sum(together[frozenset((k, p))] for p in present))}
     for split, kinds in ranked.items():
-        for kind in present:
+        for kind in present[:3]:
             yield split, kind, "yes"
-        for kind in kinds[:len(present)]:
+        for kind in kinds[:len(present[:3])]:
             yield split, kind, "no"
 
 

@@ -18,17 +18,17 @@ def test_patches_are_in_reading_order(student):
 
 @pytest.mark.points(3)
 def test_product_is_the_convolution(student, randn):
-    images, weight, P = randn(2, 3, 8, 12), randn(5, 3, 4, 4), 4
-    expected = torch.nn.functional.conv2d(images, weight, stride=P).flatten(2).transpose(1, 2)        # (B,N,5)
-    same(student.patchify(images, P) @ weight.permute(0, 2, 3, 1).flatten(1).T, expected, "patches times weights")
+    images, weight, side = randn(2, 3, 8, 12), randn(5, 3, 4, 4), 4
+    expected = torch.nn.functional.conv2d(images, weight, stride=side).flatten(2).transpose(1, 2)        # (B,P,5)
+    same(student.patchify(images, side) @ weight.permute(0, 2, 3, 1).flatten(1).T, expected, "patches times weights")
 
 
 @pytest.mark.points(2)
 def test_inverse(student, randn):
-    for C, P, H, W in ((3, 2, 4, 6), (1, 3, 9, 3), (4, 1, 2, 3)):
+    for C, side, H, W in ((3, 2, 4, 6), (1, 3, 9, 3), (4, 1, 2, 3)):
         images = randn(2, C, H, W)
-        back = student.unpatchify(student.patchify(images, P), P, H, W)
-        same(back, images, f"there and back, C={C} P={P} {H} x {W}")
+        back = student.unpatchify(student.patchify(images, side), side, H, W)
+        same(back, images, f"there and back, C={C} side={side} {H} x {W}")
 
 
 @pytest.mark.points(1)

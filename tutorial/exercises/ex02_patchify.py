@@ -6,7 +6,7 @@ Deliverable   patchify() and unpatchify(), below
 Points        9
 Time          40 minutes
 Hardware      any CPU, under a second
-Expected      a picture of 336 x 336 with P = 14 becomes 576 patches of 588 numbers: LLaVA-1.5's 576 image tokens
+Expected      a picture of 336 x 336 with side = 14 becomes 576 patches of 588 numbers: LLaVA-1.5's 576 image tokens
 Check         pytest tests/exercises -m ex02 --student my
 
 Hints, each says more than the one before
@@ -16,16 +16,16 @@ Hints, each says more than the one before
 """
 
 
-def patchify(images, P):
-    """Cut into squares. images (B,C,H,W) -> (B,N,P*P*C) with N = (H/P) * (W/P) patches.
+def patchify(images, side):
+    """Cut into squares. images (B,C,H,W) -> (B,P,side*side*C) with P = (H/side) * (W/side) patches.
 
     Patches are in reading order: left to right, then down. Inside a patch come its rows from the top, in a row its
-    pixels from the left, and of one pixel its C colours side by side (colours last, unlike in `images`).
-    Keeps dtype and gradient. Raises ValueError when P does not divide H and W.
+    pixels from the left, and of one pixel its C colors side by side (colors last, unlike in `images`).
+    Keeps dtype and gradient. Raises ValueError when side does not divide H and W.
     """
     raise NotImplementedError
 
 
-def unpatchify(patches, P, H, W):
-    """The inverse: (B,N,P*P*C) -> (B,C,H,W). Raises ValueError when N is not (H/P) * (W/P)."""
+def unpatchify(patches, side, H, W):
+    """The inverse: (B,P,side*side*C) -> (B,C,H,W). Raises ValueError when P is not (H/side) * (W/side)."""
     raise NotImplementedError

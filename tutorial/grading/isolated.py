@@ -9,18 +9,24 @@ changed pytest happens in the other process, and the judge sees no more of it th
 JSON and not pickle, because an unpickled answer could run code here. All numbers arrive bit by bit as they were sent.
 
 A limit against mistakes and easy tricks, no sandbox: the other process may read files and use the network as the user
-who started it. Linux and macOS; the memory limit needs Linux.
+who started it, unless `command` starts it elsewhere, as `docker run -i … python isolated.py FILE SECONDS MEGABYTES` does.
+This file imports nothing of the project. Linux and macOS; the memory limit needs Linux.
 """
 import importlib.util
 import json
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
+import threading
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
@@ -85,19 +91,23 @@ def unpack(value, tensors=None):
 
 # ---- the process that answers ----
 
-def serve(connection, path, seconds, megabytes):
+def serve(hears, says, path, seconds, megabytes):
     """Answer calls until the connection closes. Everything from here on may be taken over by the file it runs."""
-    os.setsid()                                                    # a group of its own, so that it can be ended whole
+    with suppress(PermissionError):                                # it has one already
+        os.setsid()                                                # a group of its own, so that it can be ended whole
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
+    for other in set(range(3, 1024)) - {hears.fileno(), says.fileno()}:        # multiprocessing's own pipes
+        with suppress(OSError):
+            os.close(other)
     os.chdir(path.parent)
     torch.set_num_threads(1)
     limit(seconds, megabytes)
     module, kept = None, []                                        # kept: (result, its inputs) of calls with gradients
     while True:
         try:
-            request = json.loads(connection.recv_bytes())
+            request = json.loads(hears.recv_bytes())
         except EOFError:
             return
         try:
@@ -107,7 +117,7 @@ def serve(connection, path, seconds, megabytes):
         except BaseException as error:                             # SystemExit too: it must not look like a crash
             kinds = [kind.__name__ for kind in type(error).__mro__]
             text = json.dumps({"error": kinds, "text": describe(error, path)})
-        connection.send_bytes(text.encode())
+        says.send_bytes(text.encode())
 
 
 def limit(seconds, megabytes):
@@ -172,10 +182,10 @@ class Student:
     def _ask(self, request):
         try:
             self._connection.send_bytes(json.dumps(request).encode())
-            if not self._connection.poll(max(0, self._deadline - time.monotonic())):
-                raise AssertionError(f"no answer within {self._seconds:g} s: an endless loop?")
-            reply = json.loads(self._connection.recv_bytes(LONGEST))
+            reply = json.loads(self._connection.recv_bytes(LONGEST))        # `opened` cuts the line when the time is over
         except (EOFError, OSError, ValueError, RecursionError):
+            if time.monotonic() > self._deadline:
+                raise AssertionError(f"no answer within {self._seconds:g} s: an endless loop?") from None
             raise AssertionError("the process ended before it answered: a crash, an exit or too much memory") from None
         if "error" in reply:
             # The same kind of error as there, so that a test may expect a ValueError; but only plain errors of Python:
@@ -203,21 +213,61 @@ class Elsewhere(torch.autograd.Function):
 
 
 @contextmanager
-def opened(path, seconds, megabytes):
-    """The functions of the file at `path` (absolute), in a process that ends with this block."""
-    context = multiprocessing.get_context("forkserver")            # one process imports torch once, then forks for each
-    # pytest too: multiprocessing runs the imports of the main module again in every child.
-    context.set_forkserver_preload(["torch", "pytest", "amp_min.isolated"])
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, path, seconds, megabytes), daemon=True)
-    process.start()
-    theirs.close()
+def opened(path, seconds, megabytes, command=None):
+    """The functions of the file at `path` (absolute), in a process that ends with this block.
+
+    command: words that start the process instead, with {file}, {folder}, {seconds} and {megabytes} filled in; it runs
+    this file and is asked and answers by its standard input and output.
+    """
+    start = elsewhere if command else forked
+    ours, process, stop = start(path, seconds, megabytes, command)
+    line = socket.socket(fileno=os.dup(ours.fileno()))
+
+    def cut():
+        """End any waiting, also for the second half of an answer, whoever still holds the other end."""
+        with suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.start()
     try:
         yield Student(ours, process, seconds)
     finally:
+        timer.cancel()
+        line.close()
         ours.close()
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)                 # with whatever it has started
-        except (ProcessLookupError, PermissionError):
-            process.kill()                                         # it had not come as far as its own group
+        stop()
+
+
+def forked(path, seconds, megabytes, _):
+    """(our end, process, how to end it): one process imports torch once, then forks for each student."""
+    context = multiprocessing.get_context("forkserver")
+    # pytest too: multiprocessing runs the imports of the main module again in every child.
+    context.set_forkserver_preload(["torch", "pytest", "tutorial.grading.isolated"])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, theirs, path, seconds, megabytes), daemon=True)
+    process.start()
+    theirs.close()
+
+    def stop():
+        process.kill()                                             # it may not have come as far as its own group
         process.join()
+
+    return ours, process, stop
+
+
+def elsewhere(path, seconds, megabytes, command):
+    """The same by a command."""
+    words = [word.format(file=path.name, folder=path.parent, seconds=seconds, megabytes=megabytes) for word in command]
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(words, stdin=theirs, stdout=theirs, start_new_session=True)
+    return Connection(ours.detach()), process, process.wait
+
+
+if __name__ == "__main__":
+    file, seconds, megabytes = sys.argv[1:]
+    serve(Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False), Path(file).resolve(),
+          float(seconds), float(megabytes))
