@@ -42,7 +42,7 @@ from amp_min.support.script import UserError, arg
 # What the experiments set besides the demo's own settings. train: the paper's four epochs. own: the rate for
 # levels of the model's own answers. increments: few steps, or a tiny model learns the clean subsets by heart.
 PRESETS = {
-    "demo": {"benchmark": "--captions 500 --dialogues 250", "train": "--epochs 4",
+    "demo": {"benchmark": "--captions 400 --dialogues 200", "train": "--epochs 4",
              "own": "--lr 5e-4 --penalty 0.02", "self": "--samples 6 --temperature 1",
              "increments": "--increments 3 --steps 150 --batch 16"},
     "tiny": {"benchmark": "", "train": "", "own": "--lr 5e-4 --penalty 0.02",
@@ -97,11 +97,11 @@ def base_model(name, settings, folder):
 
 
 def base_command(name, settings, folder):
-    """The demo's policy, made careless for no, half or twice as many steps: the only place that knows how."""
+    """The demo's policy, made careless for none or half of the steps: the only place that knows how."""
     options, (run, _, _) = demo.PRESETS[settings.preset]["llava"], quoted(settings, folder)
     default = script.module_of("amp_min.pretrain").Settings.careless_steps
     steps = int(flags(options).get("careless-steps", default))
-    steps = {"clean": 0, "half": steps // 2, "double": 2 * steps}[name]
+    steps = {"clean": 0, "half": steps // 2}[name]
     out = folder / "bases" / name
     if not (out / "clip").exists():                     # the vision tower is the demo's
         shutil.copytree(Path(settings.run) / "models/clip", out / "clip")
@@ -117,7 +117,7 @@ def prepare(needed, settings, folder, run):
     # A scene's split follows from its content: among more scenes of eval there is none that was trained on.
     run("benchmark", f"amp_min.world --out {there}/world {demo_options['world']} {ours['benchmark']}")
     if bases := sorted({base for base, _ in needed} - {"careless"}):
-        run(" ".join(["bases", *bases]), *(base_command(name, settings, folder) for name in bases))
+        run("bases", *(base_command(name, settings, folder) for name in bases))
     verify = f"verify.py --encoder {here}/models/clip --candidates"
     prompts, names = f"--prompts {here}/world/preference/prompts.jsonl", {name for _, name in needed}
     if "attributes" in names:
@@ -288,14 +288,15 @@ def found_in(key, results, seeds, settings, folder):
 def main(argv=None):
     settings = script.command_line(Settings, argv, __doc__)
     folder, out, seeds = begin(settings), Path(settings.out), list(range(1, settings.seeds + 1))
+    asked = {key: STUDIES[key] for key in (STUDIES if settings.study == "all" else [settings.study])}
+    used = [VARIANTS[name] for study in asked.values() for name in study.variants]
+    needed = {(variant.base, variant.ranking) for variant in used}
+    needed |= {("careless", name) for study in asked.values() for name in study.orders if name[:4] != "own-"}
     with demo.workers(settings.workers) as pool:
-        for key in STUDIES if settings.study == "all" else [settings.study]:
-            study = STUDIES[key]
-            needed = {(VARIANTS[name].base, VARIANTS[name].ranking) for name in study.variants}
-            needed |= {("careless", name) for name in study.orders if not name.startswith("own-")}
-            prepare(needed, settings, folder, demo.Run(folder, pool))
-            for (base, name), seed in product(sorted(one for one in needed if one[1]), seeds):
-                write(base, name, seed, settings, folder)
+        prepare(needed, settings, folder, demo.Run(folder, pool))
+        for (base, name), seed in product(sorted(one for one in needed if one[1]), seeds):
+            write(base, name, seed, settings, folder)
+        for key, study in asked.items():
             found = found_in(key, results_of(study, seeds, settings, folder, pool), seeds, settings, folder)
             storage.write_json(out / f"{key}.json", found)
             (out / f"{key}.md").write_text(tables.markdown(found), encoding="utf-8")

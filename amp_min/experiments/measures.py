@@ -61,8 +61,9 @@ def log_ratios(log):
 
     Empty where there is no such log: a base, or supervised training, which asks no reference.
     """
-    steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-    last = [step["ratio"] for step in steps if step["epoch"] > math.ceil(steps[-1]["epoch"]) - 1 and "ratio" in step]
+    steps = list(map(json.loads, log.read_text(encoding="utf-8").splitlines())) if log.exists() else []
+    before = math.ceil(steps[-1]["epoch"]) - 1 if steps else 0
+    last = [step["ratio"] for step in steps if step["epoch"] > before and "ratio" in step]
     return np.mean(last, axis=0).tolist() if last else []
 
 

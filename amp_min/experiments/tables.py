@@ -67,7 +67,7 @@ def markdown(found):
 def orders(rankings):
     lines = ["", "Rankings against the oracle. Agreement: over pairs of generated answers that the oracle "
              "tells apart. The paper's 2.25 % inconsistent pairs, by hand, include those with the standard "
-             "answer, which cannot be wrong, and pairs without a difference: the next column has neither.", "",
+             "answer, which cannot be wrong, and pairs of equals: the next column has neither.", "",
              line("ranking", *ORDERS.values()), line("---", *["---:"] * len(ORDERS))]
     return lines + [line(one["ranking"], *(share(one.get(key)) for key in ORDERS)) for one in rankings]
 
