@@ -189,7 +189,7 @@ def test_a_bad_record_is_named_or_dropped(run, tmp_path, source, item, message):
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "Git LFS pointer, .*git lfs pull"),
     (gzip.compress(b"{}"), "compressed; unpack it"), (b"PK\x03\x04rest", "a zip archive"),
     (b"<!DOCTYPE html><html>", "an HTML page"), ('{"id": 1}'.encode("utf-16"), "UTF-16 text"),
-    (b"index\timage\n1\ta\n", "a table with tabs or commas"), (b"id,image\n1,a\n", "a table with tabs"),
+    (b"id\tq: what\n1\ta\n", "a table with tabs or commas"), (b"id,image\n1,a\n", "a table with tabs"),
     (b"\x80\x04\x95junk", "a Python pickle"), (b"\x89PNG\r\n", "a picture"),
 ])
 def test_files_that_are_something_else_are_called_by_their_name(run, tmp_path, content, says):

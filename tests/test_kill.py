@@ -82,8 +82,8 @@ def start_fork(module, flags, log, largest_file=None):
             bar.set_lock(threading.RLock())    # its own is shared: one fork killed with it stops the next
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         sys.stderr = open(log, "w", encoding="utf-8")
-        # Ctrl-C may be ignored (pytest can be in the background), hidden by pytest's hook for exceptions that have
-        # no one to go to, or swallowed by Hypothesis's callback when it comes in a garbage collection.
+        # Ctrl-C may be ignored (pytest can be in the background), hidden by pytest's hook for exceptions that
+        # have no one to go to, or swallowed by Hypothesis's callback when it comes in a garbage collection.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = sys.__unraisablehook__
         gc.callbacks.clear()
@@ -189,7 +189,8 @@ def wrong(trials):
 def rows(tiny_world):
     """Preference rows, which are candidate rows too: the standard answers, and one and two claims more."""
     return [{"id": row["id"], "image": row["image"], "questions": row["questions"],
-             "responses": [{"source": source, "answers": [a + " There is a red kite." * k for a in row["answers"]],
+             "responses": [{"source": source,
+                            "answers": [a + " There is a red kite." * k for a in row["answers"]],
                             "accuracy": None if k == 0 else 1 - k / 4, "score": None if k == 0 else 0.5}
                            for k, source in enumerate(("standard", "large", "small"))]}
             for row in records.read(tiny_world / "preference/prompts.jsonl", "prompt")]

@@ -40,7 +40,7 @@ KINDS = (
     (rb"\x89PNG|\xff\xd8\xff|GIF8|%PDF|SQLite", "a picture, PDF or database; name the file with the data"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16 text; save it as UTF-8"),
     (rb"\s*<[!?a-zA-Z]", "an HTML page, not the data; download the file itself (/resolve/ for /blob/)"),
-    (rb"[^\s{\[][^\n{\[:]*[\t,][^\n{\[:]*(\n|\Z)",
+    (rb"[^\s{\[\"][^\n{]*\t|[^\s{\[][^\n{\[:]*,[^\n{\[:]*(\n|\Z)",
      "a table with tabs or commas (TSV, CSV); write each row as a JSON object"),
 )
 
