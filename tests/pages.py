@@ -65,7 +65,16 @@ def pages():
 
 
 def translations():
-    return [ROOT / "README.zh-CN.md", ROOT / "tutorial/README.zh-CN.md"]
+    return [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "tutorial/README.zh-CN.md"]
+
+
+def results_tables():
+    """The tables of README and its translation, from results/: {name of the table: its lines}."""
+    from amp_min.experiments import studies, tables
+    found = [json.loads(path.read_text(encoding="utf-8")) for name in studies.STUDIES
+             if (path := ROOT / f"results/{name}.json").is_file()]
+    return {"table: results/demo.json": table().rstrip("\n"),
+            "table: results of experiments": tables.summary(found).replace("](", "](results/")}
 
 
 def as_block(match):
@@ -162,8 +171,9 @@ def fresh(text):
         return match[0][:match.start("body") - match.start()] + body + "```"
 
     # A Chinese page has the README's tables of results as they stand there.
-    tables = {match[1]: match[0] for match in TABLE.finditer((ROOT / "README.md").read_text(encoding="utf-8"))}
-    return TABLE.sub(lambda match: tables[match[1]], BLOCK.sub(block, VALUE.sub(value, text)))
+    tables = results_tables() if TABLE.search(text) else {}
+    filled = lambda match: f"<!-- {match[1]} -->\n{tables[match[1]]}\n<!-- end -->"
+    return TABLE.sub(lambda match: filled(match) if match[1] in tables else match[0], BLOCK.sub(block, VALUE.sub(value, text)))
 
 
 def false_claims(text):
