@@ -6,7 +6,7 @@ import pytest
 
 from amp_min import mllm
 from amp_min.evaluate import __main__ as evaluate
-from amp_min.evaluate import judge
+from amp_min.judge import __main__ as judge
 from amp_min.metrics import NAMES
 from amp_min.support import script, storage
 from amp_min.world import oracle
