@@ -89,9 +89,6 @@ def check_row(row, path, keys, root):
         raise BadRow(f"row {row['id']!r} has no text {lacking[0]}; it needs {', '.join(keys)} here")
     if "label" in keys and row["label"] not in ("yes", "no"):
         raise BadRow(f"row {row['id']!r} has label {row['label']!r}; write yes or no, and a split beside it")
-    if "://" in row["image"]:
-        raise BadRow(f"image is a URL; fetch it (wget -nc -P PICTURES {row['image']}), name the file in "
-                     "image, and give --image-root PICTURES")
     picture, source = image_path(row, path, root), row.get("image_src")
     if not picture.is_file() and isinstance(source, str):
         raise BadRow(f"picture is missing; fetch it: wget -nc -P {picture.parent} {source}")
