@@ -6,7 +6,7 @@ import pytest
 
 from amp_min import mllm
 from amp_min.evaluate import __main__ as evaluate
-from amp_min.evaluate import judge
+from amp_min.judge import __main__ as judge
 from amp_min.metrics import NAMES
 from amp_min.support import script, storage
 from amp_min.world import oracle
@@ -165,7 +165,7 @@ def test_folders_and_rows_are_refused(family, tiny_world, tmp_path, capsys):
     (tmp_path / "pope.jsonl").unlink()
     open_question = {"id": "a", "image": "none.jpg", "questions": ["What?"], "answers": ["It."], "question_type": "count"}
     for change, says in (({"question_type": 3}, "row 'a' has no text question_type"),
-                         ({"image": "http://x/a.jpg"}, "image is a URL; fetch it (wget -nc -P PICTURES http://x/a.jpg)"),
+                         ({"image": "http://x/a.jpg"}, "image is a URL, 'http://x/a.jpg', a path belongs there; download it to a file"),
                          ({"image_src": "http://x/none.jpg"}, f"fetch it: wget -nc -P {tiny_world / 'eval'} http://x/none.jpg")):
         write(tmp_path / "mmhal.jsonl", [open_question | change])
         refused(flags, out, capsys, "mmhal.jsonl:1: ", says)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amp_min import metrics
-from amp_min.evaluate import judge
+from amp_min.judge import __main__ as judge
 from amp_min.support.script import UserError
 
 

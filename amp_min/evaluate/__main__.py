@@ -5,12 +5,13 @@
 A benchmark folder holds any of
   captions.jsonl     prompt rows; false claims, CHAIR and coverage of the descriptions, once greedy and once
                      sampled at temperature 1: the likeliest answer, and what the model holds possible
-  pope.jsonl         yes/no questions with "label" and "split" (random, popular, adversarial)
+  pope.jsonl         yes/no questions with "label" and "split" (random, popular, adversarial); an answer that says
+                     neither counts as yes, as POPE has it, and pope_unclear is the share of these
   mrhal.jsonl        dialogues of 2-5 rounds, answered round by round on the model's own answers
   mmhal.jsonl        open questions with "question_type"
   llava-bench.jsonl  open questions with "category" and "context", the picture in words
 Rows of the picture world carry their "scene", and an exact oracle judges them.  Answers that it cannot judge
-are written as requests for an external judge, <out>.requests.jsonl (judge.py); CHAIR is left out.
+are written as requests for an external judge, <out>.requests.jsonl (amp_min.judge); CHAIR is left out.
 
 Every answer is written beside the results as soon as it is there, with what is counted in it, and the results
 are computed from that file alone.  --resume goes on behind its last row.  <out>.answers.jsonl:
@@ -35,7 +36,7 @@ import torch
 
 from amp_min import metrics, mllm, records
 from amp_min.decoding import converse
-from amp_min.evaluate import judge
+from amp_min.judge import __main__ as judge
 from amp_min.support import hub, script, storage
 from amp_min.support.pictures import image_path, open_image
 from amp_min.support.script import BadRow, UserError, arg, needed
@@ -88,9 +89,6 @@ def check_row(row, path, keys, root):
         raise BadRow(f"row {row['id']!r} has no text {lacking[0]}; it needs {', '.join(keys)} here")
     if "label" in keys and row["label"] not in ("yes", "no"):
         raise BadRow(f"row {row['id']!r} has label {row['label']!r}; write yes or no, and a split beside it")
-    if "://" in row["image"]:
-        raise BadRow(f"image is a URL; fetch it (wget -nc -P PICTURES {row['image']}), name the file in "
-                     "image, and give --image-root PICTURES")
     picture, source = image_path(row, path, root), row.get("image_src")
     if not picture.is_file() and isinstance(source, str):
         raise BadRow(f"picture is missing; fetch it: wget -nc -P {picture.parent} {source}")
@@ -208,7 +206,7 @@ def ask_a_judge(benchmarks, said, path):
             requests.append(facts | {"round": t, "question": question, "reference": known, "answer": text})
     if requests:
         judge.write_requests(path, requests)
-        print(f"{path}: {len(requests)} requests for a judge; amp_min.evaluate.judge reads its replies")
+        print(f"{path}: {len(requests)} requests for a judge; amp_min.judge reads its replies")
     return len(requests)
 
 

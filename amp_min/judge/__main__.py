@@ -4,7 +4,7 @@
               "answer": "…", "prompt": "the judge's text"}
     reply    {"id": "mrhal/d7", "round": 2, "reply": "The boat is red, not blue.\\nRating: 1"}
 
-    python -m amp_min.evaluate.judge --requests results.requests.jsonl --replies replies.jsonl
+    python -m amp_min.judge --requests results.requests.jsonl --replies replies.jsonl
 
 reads them back: the figures of each benchmark over what is rated, and a line for each reply that cannot be
 used. With --server URL and --judge NAME it asks a served model first for what is not in the replies yet.
