@@ -276,7 +276,7 @@ def main():
                 with tempfile.TemporaryDirectory() as folder:
                     new = with_outputs(new, run_page(page, new, desk(Path(folder), options.run)))
             notes = [f"no longer true: {claim}" for claim in false_claims(new)]
-        except (Stale, KeyError) as error:
+        except (Stale, LookupError, NameError, StopIteration) as error:       # a study that is not there yet
             new, notes = text, [f"cannot be refreshed: {error}"]
         if options.update and new != text:
             page.write_text(new, encoding="utf-8")

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from amp_min.support import script
-from amp_min.support.script import needed
+from amp_min.support.script import UserError, needed
 
 WIDTH, INK, SOFT, LINE, RED = 760, "#1c1c1e", "#5c5c62", "#d0d0d6", "#b3001b"
 BLUE, ORANGE, TINT = "#0068a8", "#b84700", "#e8f1f8"
@@ -142,7 +142,10 @@ def adapters():
 
 def intervals():
     """The claims of results/controls.json that are shares: dots are means over seeds, bars 95 % intervals."""
-    study = json.loads((RESULTS / "controls.json").read_text(encoding="utf-8"))
+    path = RESULTS / "controls.json"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; python -m amp_min.experiments controls writes it")
+    study = json.loads(path.read_text(encoding="utf-8"))
     claims = [one for one in study["claims"] if one["interval"] and "score" not in one["claim"]]
     most = max(abs(end) for one in claims for end in one["interval"]) * 1.05
     at, parts = lambda value: 440 + 130 * value / most, []
@@ -155,7 +158,7 @@ def intervals():
         parts += [text(16, y + 5, words, size=13), line(at(low), y, at(high), y, SOFT if open_ else BLUE, 3),
                   f'<circle cx="{at(one["ours"]):.1f}" cy="{y}" r="4" fill="{SOFT if open_ else BLUE}"/>',
                   text(674, y + 5, f"{100 * one['ours']:+.1f} points".replace("-", "−"), "end", size=13),
-                  text(692, y + 5, "open" if open_ else "settled", fill=SOFT if open_ else BLUE, weight="bold", size=13)]
+                  text(692, y + 5, {"holds": "settled", "undecided": "open"}.get(one["verdict"], "refuted"), fill=SOFT if open_ else BLUE, weight="bold", size=13)]
     bottom = 64 + 26 * len(claims) - 8
     parts += [line(440, 44, 440, bottom, INK, 1, "4 3"), text(440, 34, "0: no difference", "middle", SOFT, size=13),
               text(16, 34, f"mean of {len(study['seeds'])} seeds, 95 % interval", weight="bold")]
