@@ -1,4 +1,4 @@
-# Two commands: `make demo` runs the whole story, `make test` the test suite.  Both set up .venv when it is missing.
+# Two commands: `make demo` runs the whole story, `make test` the test suite. Both set up .venv when it is missing.
 PYTHON ?= python3.11
 BIN = .venv/bin
 

@@ -4,9 +4,9 @@
 
 world → a tiny CLIP and four tiny LLaVAs → K = 5 answers per prompt → auto-check → MDPO, and its controls →
 evaluation
-→ a table here and a page, runs/demo/report.html.  Nothing in it is special: each printed command can be run alone.
+→ a table here and a page, runs/demo/report.html. Nothing in it is special: each printed command can be run alone.
 
-Models this small gain little from a second thread, so independent commands run side by side, each on one.  A command
+Models this small gain little from a second thread, so independent commands run side by side, each on one. A command
 that has finished before is not run again, an interrupted one goes on where it stopped; --fresh starts from
 nothing.
 """
@@ -135,7 +135,7 @@ class Run:
 
 
 def stages(run, folder, preset, seed):
-    """Every stage in order.  W, M, E: the folders of world, models and evaluation."""
+    """Every stage in order. W, M, E: the folders of world, models and evaluation."""
     folder = shlex.quote(str(folder))               # a path may hold spaces
     W, M, E, options = f"{folder}/world", f"{folder}/models", f"{folder}/evaluate", PRESETS[preset]
     run("world", f"amp_min.world --out {W} --seed {seed} {options['world']}")

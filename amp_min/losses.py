@@ -86,7 +86,7 @@ def token_logps(hidden, weight, targets, bias=None, chunk=None):
 # ---- 2. One pair: DPO and DPO-P ----
 
 def dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1):
-    """Direct preference optimisation, Eq. 4. Log-probs of any one shape, usually (B,); returns that shape.
+    """Direct preference optimization, Eq. 4. Log-probs of any one shape, usually (B,); returns that shape.
 
     -log sigmoid(margin) is the cross-entropy of a classifier that says "chosen" with probability
     sigmoid(margin). At the start policy = ref, so every margin is 0 and every loss is ln 2 = 0.693: a first
@@ -157,7 +157,7 @@ def mdpo_loss(policy, ref, beta=0.1, penalty=1.0, pairs="all", reduction="mean",
     """Multi-level DPO, Eq. 7: DPO-P for the pairs that hold the best answer, plain DPO for the others.
 
     policy (B,K), ref (B,K), best first. penalty 0 gives Eq. 5; penalty_on "best" is the paper's, "all"
-    penalises the winner of every pair. reduction over pairs: "sum" (Eq. 7) or "mean" (released code; it
+    penalizes the winner of every pair. reduction over pairs: "sum" (Eq. 7) or "mean" (released code; it
     divides penalties too). Returns a scalar, the mean over B. K = 2 with penalty 0 is DPO, with penalty 1
     DPO-P. ValueError for bad arguments.
 
@@ -172,8 +172,8 @@ def mdpo_loss(policy, ref, beta=0.1, penalty=1.0, pairs="all", reduction="mean",
         raise ValueError(f'penalty_on must be "best" or "all", got {penalty_on!r}')
     # winners (P,), losers (P,)
     i, j = torch.tensor(pair_indices(policy.shape[1], pairs), device=policy.device).T
-    penalised = (i == 0) if penalty_on == "best" else torch.ones_like(i)  # (P,) Eq. 7: pairs (0, j) only
-    coefficient = penalty * penalised.to(policy.dtype)
+    penalized = (i == 0) if penalty_on == "best" else torch.ones_like(i)  # (P,) Eq. 7: pairs (0, j) only
+    coefficient = penalty * penalized.to(policy.dtype)
     loss = dpop_loss(policy[:, i], policy[:, j], ref[:, i], ref[:, j], beta, coefficient)  # (B,P)
     loss = loss.sum(dim=1) if reduction == "sum" else loss.mean(dim=1)                  # (B,) sum: Eq. 7
     return loss.mean()
@@ -196,7 +196,7 @@ def kwise_loss(policy, ref, beta=0.1):
 
 
 def pro_loss(policy_mean_token_logps, rewards, best_sum_logps, sft_weight=0.05):
-    """Preference ranking optimisation (PRO, Song et al. 2024): a softmax of each answer against all worse
+    """Preference ranking optimization (PRO, Song et al. 2024): a softmax of each answer against all worse
     ones.
 
     policy_mean_token_logps p (B,K): the mean over tokens, no reference; rewards r (B,K): data, such as the

@@ -1,7 +1,7 @@
 """A LLaVA-family checkpoint as this project uses it: load, look at pictures, build the prompt.
 
 Everything works on ordinary Hugging Face folders (or hub ids) with a processor, so a tiny LLaVA made here and
-llava-hf/llava-1.5-7b-hf are interchangeable.  A picture becomes P "image tokens" (P = 576 for LLaVA-1.5; D is the
+llava-hf/llava-1.5-7b-hf are interchangeable. A picture becomes P "image tokens" (P = 576 for LLaVA-1.5; D is the
 language model's width, B the batch, T the tokens of a sequence):
 
     picture --image processor--> pixels --vision tower--> (P, D_vision) --projector--> (P, D)  put where <image> stands
@@ -158,8 +158,8 @@ def image_features(m, paths, limit_gb=4.0):
     """A function from row numbers to what the vision tower sees of their pictures: list of B -> (B, P,
     D_vision).
 
-    paths: the picture of each row.  Each distinct picture is looked at once and kept in memory when all fit into
-    limit_gb, else again whenever it is needed.  The tower is frozen: both give the same.
+    paths: the picture of each row. Each distinct picture is looked at once and kept in memory when all fit into
+    limit_gb, else again whenever it is needed. The tower is frozen: both give the same.
     """
     distinct = {path: i for i, path in enumerate(dict.fromkeys(paths))}
     pictures = list(distinct)
@@ -176,7 +176,7 @@ def image_features(m, paths, limit_gb=4.0):
 def embed(m, input_ids, features):
     """Token embeddings with the projected pictures in the places of the image tokens.
 
-    input_ids (B, T), features (B, P, D_vision) from `encode_images` -> (B, T, D).  The projector runs here, so it may train.
+    input_ids (B, T), features (B, P, D_vision) from `encode_images` -> (B, T, D). The projector runs here, so it may train.
     """
     words = m.model.get_input_embeddings()(input_ids)                                       # (B, T, D)
     projected = m.model.model.multi_modal_projector(features).to(words.dtype)               # (B, P, D)

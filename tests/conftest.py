@@ -28,7 +28,7 @@ def pytest_itemcollected(item):
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory):
-    """A folder of amp_min.world with a few scenes of everything.  Read only."""
+    """A folder of amp_min.world with a few scenes of everything. Read only."""
     from amp_min.world import __main__ as world
     out = tmp_path_factory.mktemp("world")
     world.main(["--out", str(out), "--train", "24", "--closeups", "12", "--finetune", "8", "--preference", "10",
@@ -38,7 +38,7 @@ def tiny_world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def family(tiny_world, tmp_path_factory):
-    """A folder with clip/, llava-2b/ and llava-7b/, trained until they speak in sentences, if wrong ones.  Read only."""
+    """A folder with clip/, llava-2b/ and llava-7b/, trained until they speak in sentences, if wrong ones. Read only."""
     from amp_min.pretrain import __main__ as pretrain
     out = tmp_path_factory.mktemp("family")
     pretrain.main(["--world", str(tiny_world), "--out", str(out), "--clip-steps", "2", "--steps", "25", "--careless-steps", "5", "--batch", "8",

@@ -12,7 +12,7 @@ A fenced block obeys the HTML comment on the line above it:
     output: help train          the help text of train.py (of a module: help amp_min.evaluate)
     output: table               the table of results/demo.json
     equation: TAG | FILES       the tag stands in the block and in every file
-Without a comment, sh and python blocks run, page by page, in a folder that looks like the repository's root.  In the prose,
+Without a comment, sh and python blocks run, page by page, in a folder that looks like the repository's root. In the prose,
 `<!-- value: EXPRESSION FORMAT -->` stands before a number and `<!-- holds: EXPRESSION -->` beside a claim; the names in an
 expression are those of the files in results/, `figures` is tutorial/pictures/figures.json, and over(study, row, key) a mean.
 """
@@ -193,7 +193,7 @@ def desk(folder, run):
 
 
 def command_in_process(main, argv):
-    """What main(argv) prints.  A process of its own would spend eight seconds on imports."""
+    """What main(argv) prints. A process of its own would spend eight seconds on imports."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:

@@ -311,7 +311,7 @@ def test_first_gradients_of_all_levels(K):
     grad = lambda **kw: gradient(lambda x: losses.mdpo_loss(x, start, beta, reduction="sum", **kw), start)
     close(grad(penalty=0.0), pull)
     best, every = pull.clone(), pull.clone()
-    best[0, 0] -= K - 1                                                    # y_0 wins K-1 penalised pairs, others none
+    best[0, 0] -= K - 1                                                    # y_0 wins K-1 penalized pairs, others none
     every -= torch.tensor([K - 1 - k for k in range(K)], dtype=F64)        # y_k wins K-1-k
     close(grad(), best)
     close(grad(penalty_on="all"), every)

@@ -159,12 +159,12 @@ def test_every_figure_has_one_name():
 # ---- ratings ----
 
 def test_mmhal_by_hand():
-    got = metrics.mmhal([6, 3, 2, 0], ["count", "colour", "count", "colour"])
+    got = metrics.mmhal([6, 3, 2, 0], ["count", "color", "count", "color"])
     per_type = got.pop("per_type")
     close(got, {"score": 11 / 4, "hallucination": 0.5, "n": 4})
-    assert list(per_type) == ["count", "colour"]
+    assert list(per_type) == ["count", "color"]
     close(per_type["count"], {"score": 4.0, "hallucination": 0.5, "n": 2})
-    close(per_type["colour"], {"score": 1.5, "hallucination": 0.5, "n": 2})
+    close(per_type["color"], {"score": 1.5, "hallucination": 0.5, "n": 2})
     assert "per_type" not in metrics.mmhal([6])
 
 

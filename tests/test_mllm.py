@@ -27,7 +27,7 @@ from amp_min.support import hub, pictures
 from amp_min.support.script import UserError
 
 P = 9
-# The template of llava-hf/llava-1.5-7b-hf (chat_template.json there), word for word.  It ends an answer with a space and
+# The template of llava-hf/llava-1.5-7b-hf (chat_template.json there), word for word. It ends an answer with a space and
 # no end-of-sequence token, and begins with no beginning-of-sequence token: the tokenizer adds that one.
 LLAVA_HF = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"

@@ -40,7 +40,7 @@ def start(*command):
 
 
 def finished(process):
-    """What it printed.  Nothing may stand on stderr: progress bars are for terminals, and warnings are faults."""
+    """What it printed. Nothing may stand on stderr: progress bars are for terminals, and warnings are faults."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert err == "", err

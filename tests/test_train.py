@@ -91,7 +91,7 @@ def test_only_the_language_model_moves(run, family):
 
 @pytest.mark.parametrize("loss", ["mdpo", "kwise", "pro", "sft"])
 def test_a_step_may_be_cut_into_any_micro_batches(run, loss):
-    """10 rows in steps of 4 end with a step of 2; micro-batches of 3 cut 4 into 3 + 1.  Every step must be the same."""
+    """10 rows in steps of 4 end with a step of 2; micro-batches of 3 cut 4 into 3 + 1. Every step must be the same."""
     flags = ["--loss", loss, "--lr", "1e-4"]
     (whole, log), *others = (run(f"{loss}-{n}", *flags, "--micro-batch", str(n)) for n in (4, 1, 3))
     for cut, cut_log in others:

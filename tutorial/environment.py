@@ -1,4 +1,4 @@
-"""Is this machine ready?  A table of what the project needs, what is there, and the mend for what is not.
+"""Is this machine ready? A table of what the project needs, what is there, and the mend for what is not.
 
     python -m tutorial.environment
 

@@ -1,4 +1,4 @@
-"""Does a model hallucinate?  POPE, CHAIR, MRHal-Bench, MMHal-Bench and LLaVA-Bench on a benchmark folder.
+"""Does a model hallucinate? POPE, CHAIR, MRHal-Bench, MMHal-Bench and LLaVA-Bench on a benchmark folder.
 
     python -m amp_min.evaluate --model M/mdpo --data runs/demo/world/eval --out results.json
 
@@ -10,11 +10,11 @@ A benchmark folder holds any of
   mrhal.jsonl        dialogues of 2-5 rounds, answered round by round on the model's own answers
   mmhal.jsonl        open questions with "question_type"
   llava-bench.jsonl  open questions with "category" and "context", the picture in words
-Rows of the picture world carry their "scene", and an exact oracle judges them.  Answers that it cannot judge
+Rows of the picture world carry their "scene", and an exact oracle judges them. Answers that it cannot judge
 are written as requests for an external judge, <out>.requests.jsonl (amp_min.judge); CHAIR is left out.
 
 Every answer is written beside the results as soon as it is there, with what is counted in it, and the results
-are computed from that file alone.  --resume goes on behind its last row.  <out>.answers.jsonl:
+are computed from that file alone. --resume goes on behind its last row. <out>.answers.jsonl:
 {"id": "eval-000000", "benchmark": "captions_greedy", "decoding": "greedy", "answers": ["The image shows …"],
  "mentioned": ["car", "tree"], "present": ["tree"], "claims": {"objects": [1, 2], …: [false, decided]}}
 {"id": "eval-000000-random-car", "benchmark": "pope", "decoding": "greedy", "answers": ["Yes, …"],

@@ -1,4 +1,4 @@
-"""Is one variant better than another?  A difference of means, its 95 % interval, and what the interval
+"""Is one variant better than another? A difference of means, its 95 % interval, and what the interval
 decides.
 
 Every metric here is a ratio of two sums over scenes: CHAIR_i is invented / mentioned objects, POPE accuracy

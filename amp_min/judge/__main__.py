@@ -132,7 +132,7 @@ def ask_server(ask, requests, path, workers=8):
     """Append a reply to `path` for each request that has none; ask(messages) -> text, some under way at once.
 
     Each is written as soon as those before it are: an interruption loses what is under way, and no other is
-    paid for twice.  A reply that does not parse is one, too: it is reported, not asked for again.
+    paid for twice. A reply that does not parse is one, too: it is reported, not asked for again.
     """
     there = {key for key, *_ in replies_in(path)} if os.path.exists(path) else set()
     todo = [request for request in requests if (request["id"], request["round"]) not in there]

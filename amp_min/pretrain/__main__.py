@@ -54,7 +54,7 @@ SPECIAL = ["<pad>", "<s>", "<unk>", "</s>", "<image>"]
 FAMILY = {"llava-2b": (32, 2), "llava-7b": (64, 3), "llava-13b": (80, 3), "llava-34b": (96, 3)}
 MUON = 10                                       # Muon's rate, in AdamW's: its steps have another scale
 FIRST = 10                                      # weight of an answer's first token, see `token_weights`
-# The share of --steps that each size learns to see.  The small ones only have to be worse: that saves time.
+# The share of --steps that each size learns to see. The small ones only have to be worse: that saves time.
 SHARE = {"llava-2b": 0.3, "llava-7b": 0.5, "llava-13b": 1.0, "llava-34b": 1.0}
 
 
@@ -134,7 +134,7 @@ def train_clip(rows, pixel_values, tokenizer, settings):
     vision = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2, image_size=IMAGE, patch_size=PATCH,
                   projection_dim=96)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96)).train()
-    # Position embeddings usually begin at 0.02.  Beside patches of 0.76 nobody would see them.
+    # Position embeddings usually begin at 0.02. Beside patches of 0.76 nobody would see them.
     # "Where" would stay unlearned.
     torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.7)
     optimizers = make_optimizers(model)

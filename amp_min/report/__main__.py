@@ -2,9 +2,9 @@
 
     python -m amp_min.report --run runs/demo --out runs/demo/report.html
 
-The page is one file without scripts or outside resources, so it can be mailed, printed and kept.  It only
-shows what the run wrote; where a stage was not run, its section says so.  Examples are the first rows of a
-file, never the best.  Answers come from models, rows from other people: every text of theirs is escaped.
+The page is one file without scripts or outside resources, so it can be mailed, printed and kept. It only
+shows what the run wrote; where a stage was not run, its section says so. Examples are the first rows of a
+file, never the best. Answers come from models, rows from other people: every text of theirs is escaped.
 """
 
 import os

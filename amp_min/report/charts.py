@@ -1,8 +1,8 @@
 """Charts as SVG text, of one palette: sharp at any size, small, and readable in a diff.
 
-figures.py writes them as files, the page (__main__.py) puts them between its sections.  Each is a card of its
-own, white on any page, so it looks the same in light and dark.  Colors are Okabe and Ito's (told apart with
-any color vision), darkened until text on white is readable.  None carries a meaning alone: false words are
+figures.py writes them as files, the page (__main__.py) puts them between its sections. Each is a card of its
+own, white on any page, so it looks the same in light and dark. Colors are Okabe and Ito's (told apart with
+any color vision), darkened until text on white is readable. None carries a meaning alone: false words are
 underlined, curves have their names at their ends, bars and cells hold their numbers.
 """
 

@@ -2,8 +2,8 @@
 
     python -m amp_min.report.figures --run runs/demo --out tutorial/pictures
 
-Writes NAME.svg for every function in FIGURES, and figures.json with what they counted.  Examples are the
-first rows of a file, never the best.  The penalty's picture needs a model that the demo does not train: mdpo
+Writes NAME.svg for every function in FIGURES, and figures.json with what they counted. Examples are the
+first rows of a file, never the best. The penalty's picture needs a model that the demo does not train: mdpo
 again, by the settings in its train.json but with --penalty 0.
 """
 

@@ -8,7 +8,7 @@ Everything a real data set does to make models hallucinate is here on purpose, a
   * one file of training texts comes from a careless annotator: most mention an object that is not there,
     some give an object its usual color, and most yes/no questions are answered yes.
     Tuned on such texts, a model says yes too often, as the first LLaVA did to 99 % of POPE's questions
-    (arXiv 2305.10355).  LLaVA's own were such: a language model wrote them without seeing the picture.
+    (arXiv 2305.10355). LLaVA's own were such: a language model wrote them without seeing the picture.
     All other texts are true.
 
 Each split is a folder with its own pictures; a scene belongs to the split that the hash of its content names,

@@ -13,7 +13,7 @@ OVERSAMPLE = 2              # draw larger, then shrink: smooth edges
 
 RGB = {"red": (214, 48, 44), "blue": (40, 96, 210), "green": (38, 150, 62),
        "yellow": (244, 200, 28), "purple": (142, 62, 176), "black": (44, 44, 48)}
-MAIN, DARK, PALE = "main", "dark", "pale"      # the object's colour, a darker shade of it, near-white
+MAIN, DARK, PALE = "main", "dark", "pale"      # the object's color, a darker shade of it, near-white
 SKY = {"street": (226, 230, 236), "sea": (222, 240, 250), "garden": (236, 246, 226),
        "home": (250, 240, 226), "park": (232, 244, 244)}
 GROUND = {"street": (190, 190, 194), "sea": (168, 208, 232), "garden": (190, 220, 160),

@@ -1,11 +1,11 @@
 """The exact judge of the picture world: reads every claim out of an answer and checks it against the scene.
 
 It stands where the paper has GPT-4: it scores answers, and it is never used to rank training data (except in
-one experiment, as a labelled upper bound).  It reads text with regular expressions over a closed vocabulary,
+one experiment, as a labelled upper bound). It reads text with regular expressions over a closed vocabulary,
 so it shares no code, and no mistake, with the auto-check, which reads text with a parser and an encoder.
 
-Two conventions, both as a reader would take the words.  A relation is true when it holds on its own axis: a
-tree that is further left and further down is both "to the left of" and "below".  "A car" says that there is
+Two conventions, both as a reader would take the words. A relation is true when it holds on its own axis: a
+tree that is further left and further down is both "to the left of" and "below". "A car" says that there is
 one at least, not how many, so it is true of three cars; only "one", "two", … count.
 """
 
@@ -102,7 +102,7 @@ def related(a, relation, b):
 def tally(text, scene):
     """How many of a text's claims are false, by what they are about: {"objects": [false, decided], …}.
 
-    Every statement counts, a repeated one again: it is what a reader meets.  The undecided do not count.
+    Every statement counts, a repeated one again: it is what a reader meets. The undecided do not count.
     """
     counts = {about: [0, 0] for about in [*dict.fromkeys(ABOUT.values()), "relations"]}
     for claim in claims(text):
@@ -146,7 +146,7 @@ def rating(answer, standard, scene):
     """MMHal-Bench's scale, 0-6, decided exactly.
 
     Without a hallucination 3, 4, 5 or 6, with one 0, 1 or 2; within each the answer climbs with how much of
-    what the standard answer says it says too: nothing, less than half, at least half, all.  A wrong yes or
+    what the standard answer says it says too: nothing, less than half, at least half, all. A wrong yes or
     no is a hallucination.
     """
     made = claims(answer)
@@ -168,7 +168,7 @@ def row_ratings(answers, row_standard, scene):
 def order_quality(rows):
     """How well the order of the responses agrees with the oracle's ratings (mean over rounds).
 
-    Rows hold "responses" with the standard answer first, and their "scene".  Returns
+    Rows hold "responses" with the standard answer first, and their "scene". Returns
     agreement      over pairs of *generated* answers that the oracle tells apart: share that it orders alike
     inconsistency  over adjacent pairs, best to worst and the standard answer included: share that it orders
                    the other way (the paper's 2.25 %)

@@ -1,7 +1,7 @@
 """ex07 (chapter 7): MDPO when some answers are equally good
 
 Goal          The auto-check often gives two answers the same accuracy and score. Eq. 7 would still call one of them the
-              winner. Write MDPO over levels with ties: compare only what differs, and penalise only for the best.
+              winner. Write MDPO over levels with ties: compare only what differs, and penalize only for the best.
 Deliverable   tied_mdpo(), below
 Points        16
 Time          75 minutes
