@@ -24,7 +24,7 @@ from amp_min import lora
 from amp_min.prompt import LLAVA_TEMPLATE, conversation, encode, tokens  # noqa: F401  known by this module, too
 from amp_min.support import hub
 from amp_min.support.hub import pretrained
-from amp_min.support.memory import image_tokens_of
+from amp_min.support.memory import has_class_token, image_tokens_of
 from amp_min.support.pictures import open_image
 from amp_min.support.script import UserError
 
@@ -99,11 +99,6 @@ def load(name, dtype=torch.float32, device="cpu"):
                         f"{sorted(map(str, info[problem]))[:3]}")
     model.to(device).eval()
     return check(Mllm(name, model, processor, config.image_token_id, image_tokens_of(config)))
-
-
-def has_class_token(config):
-    """CLIP puts a token for the whole picture before those of the patches; SigLIP has none."""
-    return config.vision_config.model_type == "clip_vision_model"
 
 
 def check(m):

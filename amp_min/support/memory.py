@@ -32,6 +32,11 @@ def skeleton(config):
         return LlavaForConditionalGeneration(config)
 
 
+def has_class_token(config):
+    """CLIP puts a token for the whole picture before those of the patches; SigLIP has none."""
+    return config.vision_config.model_type == "clip_vision_model"
+
+
 def image_tokens_of(config):
     """P from the config: the patches that fit into the picture, and CLIP's class token; "default" drops the
     first of all.
@@ -40,7 +45,7 @@ def image_tokens_of(config):
     27, full).
     """
     vision = config.vision_config
-    seen = (vision.image_size // vision.patch_size) ** 2 + (vision.model_type == "clip_vision_model")
+    seen = (vision.image_size // vision.patch_size) ** 2 + has_class_token(config)
     return seen - (config.vision_feature_select_strategy == "default")
 
 
