@@ -1,6 +1,9 @@
 """The bench at tiny sizes: variants take the same step, and counts are right. No timing is asserted."""
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,8 +113,12 @@ def test_json_line_has_the_contracts_keys(monkeypatch, capsys, tmp_path):
     assert "levels" in bench.table(row)
 
 
-def test_peak_memory_of_a_fresh_process():
-    assert 0 < bench.peak_in_fresh_process("toy", 2, "ours", 1, 0) < 500
+def test_the_command_as_a_process():
+    """As people start it: the peak is taken in a process of its own, which must find its function again."""
+    command = [sys.executable, "-m", "amp_min.bench", "--preset", "toy", "--levels", "2", "--repeats", "1", "--json"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(0 < peak < 500 for peak in json.loads(done.stdout.splitlines()[-1])["peak_mb"].values())
 
 
 def test_the_first_call_is_not_counted_and_all_take_turns():

@@ -14,7 +14,6 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -40,40 +39,18 @@ class Settings:
     minutes: float = arg(9.0, "with --gpu: what does not fit into this time is left out, and named", above=0)
 
 
-def open_lab(preset, K, seed, second=True):
-    """Three steps' sets, a policy, and the second model that is the reference of `pairs` and `levels`."""
-    shape = variants.SHAPES[preset]
-    policy = variants.build(shape, seed)
-    return variants.lab(policy, variants.build(shape, seed) if second else policy, shape, K, seed, N=3)
-
-
-def peak_here(preset, K, side, threads, seed):
-    """Peak memory in MB of two steps above the loaded models; the first one makes the optimizer's state."""
-    torch.set_num_threads(threads)
-    # A step of the toy first: kernels are read into memory at their first use, and are no part of a step.
-    variants.step(variants.once(open_lab("toy", 2, seed)), side, 0)
-    lab = open_lab(preset, K, seed, second=side != "ours")
-    loaded = measure.resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")                               # VmHWM starts again from here
-    if side == "ours":
-        variants.once(lab)
-    for i in range(2):
-        variants.step(lab, side, i)
-    return measure.resident("VmHWM") - loaded
-
-
 def peak_in_fresh_process(*what):
     # glibc reads this when a process starts, and then gives back what is freed: what is held counts, not what
     # is kept for later in blocks of ever other sizes.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_here, *what).result()
+        return pool.submit(variants.peak_here, *what).result()
 
 
 def row(preset, K, settings):
     """Everything about one preset and one K, as results/bench.json has it."""
     shape, threads = variants.SHAPES[preset], torch.get_num_threads()
-    lab = variants.once(open_lab(preset, K, settings.seed))
+    lab = variants.once(variants.open_lab(preset, K, settings.seed))
     measured, seconds = variants.timed(lab, (*SIDES, "whole mask", "no shared prefix"), settings.repeats)
     return {
         "preset": preset, "levels": K, "sets_per_step": shape.B,

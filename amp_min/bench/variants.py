@@ -10,6 +10,7 @@ ours     one sequence with a shared prefix (packing.py); the reference's log-pro
 All give the same loss and the same gradients, and train the same parameters.
 """
 import random
+from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -211,3 +212,27 @@ def timed(lab, names, repeats, device="cpu"):
     once = found["reference pass"]["seconds"] + found["picture"]["seconds"]
     added = {"pairs": 0, "levels": 0}
     return found, {name: found[name]["seconds"] + added.get(name, once / EPOCHS) for name in names}
+
+
+# ---- 4. peak memory, in a process of its own: a function of this module can be sent there ----
+
+def open_lab(preset, K, seed, second=True):
+    """Three steps' sets, a policy, and the second model that is the reference of `pairs` and `levels`."""
+    shape = SHAPES[preset]
+    policy = build(shape, seed)
+    return lab(policy, build(shape, seed) if second else policy, shape, K, seed, N=3)
+
+
+def peak_here(preset, K, side, threads, seed):
+    """Peak memory in MB of two steps above the loaded models; the first one makes the optimizer's state."""
+    torch.set_num_threads(threads)
+    # A step of the toy first: kernels are read into memory at their first use, and are no part of a step.
+    step(once(open_lab("toy", 2, seed)), side, 0)
+    lab = open_lab(preset, K, seed, second=side != "ours")
+    loaded = measure.resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")                               # VmHWM starts again from here
+    if side == "ours":
+        once(lab)
+    for i in range(2):
+        step(lab, side, i)
+    return measure.resident("VmHWM") - loaded
