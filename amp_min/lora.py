@@ -156,8 +156,7 @@ def merge(model):
     """Fold every correction into its W and put the plain layers back; returns the model, an ordinary one now.
 
     Nothing is lost in float32 but the order of sums. Do not merge into bf16: W + s B A rounds back to W
-    wherever the correction is under half a bf16 step of W. After 40 steps on the demo's world these were 86 %
-    of the weights, and the chosen answers' log-ratio was +.046 merged, +.072 unmerged, +.124 in float32.
+    wherever the correction is under half a bf16 step of W, and after a short training that is most weights.
     """
     for name, layer in adapters(model).items():
         W = layer.base.weight
