@@ -120,14 +120,14 @@ def test_a_students_own_run(tmp_path, capsys):
     (tmp_path / "my/ex10b_mine.py").write_text(ENDLESS, encoding="utf-8")
     command = [sys.executable, "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))", "-c", ROOT / "pyproject.toml",
                "--rootdir", ROOT, "-p", "no:xdist", "-p", "no:cacheprovider", grade.EXERCISES / "test_ex10b.py",
-               "--student", "my", "--time-limit", "1", "--format", "classroom50"]
+               "--student", "my", "--time-limit", "2", "--format", "classroom50"]
     done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
     points = json.loads((tmp_path / "my/points.json").read_text(encoding="utf-8"))
     assert points["schema"] == "classroom50/result/v1" and (points["score"], points["max-score"]) == (6, 12)
     assert {type(value) for key, value in points.items() if key not in ("score", "max-score", "tests")} == {str}
     assert [test["passed"] for test in points["tests"]] == [False, False, True, True]
     assert set(points["tests"][0]) == {"test-name", "passed", "score", "max-score"}
-    assert "no answer within 1 s" in done.stdout and "warning" not in done.stdout.lower()
+    assert "no answer within 2 s" in done.stdout and "warning" not in done.stdout.lower()
     assert (tmp_path / "results.json").read_text(encoding="utf-8") == "of the README"
     assert pytest.main([f"--confcutdir={grade.EXERCISES}", str(grade.EXERCISES)]) == pytest.ExitCode.USAGE_ERROR
     assert "needs --student PATH" in capsys.readouterr().err
@@ -277,7 +277,7 @@ def test_a_class_of_thirty(tmp_path):
     (tmp_path / "private").mkdir()
     (tmp_path / "private/test_private.py").write_text(PRIVATE, encoding="utf-8")
     grade.main([str(tmp_path / "all"), "--seed", "s", "--out", str(tmp_path / "out/grades.csv"), "--exercises", "ex10b",
-                "--private-tests", str(tmp_path / "private"), "--timeout", "1", "--memory-mb", "1000"])
+                "--private-tests", str(tmp_path / "private"), "--timeout", "2", "--memory-mb", "1000"])
     heading, *rows = csv.reader((tmp_path / "out/grades.csv").read_text(encoding="utf-8").splitlines())
     assert heading == ["student", "score", "max_score", "ex10b", "missing", "notes"] and len(rows) == 30
     for student, score, most, own, missing, notes in rows:
@@ -286,7 +286,7 @@ def test_a_class_of_thirty(tmp_path):
              for student in handed_in}
     assert found["ann00"]["score"] == 17 and {entry["status"] for entry in found["ann00"]["tests"]} == {"passed"}
     says = {student: [entry["output"] for entry in result["tests"]] for student, result in found.items()}
-    assert says["endless"][0] == says["half"][0] == "no answer within 1 s: an endless loop?" and "MemoryError" in says["half"][1]
+    assert says["endless"][0] == says["half"][0] == "no answer within 2 s: an endless loop?" and "MemoryError" in says["half"][1]
     assert says["cheat"][0].startswith("your input 'no' does not show the fault")
     assert says["cheat"][1].startswith("Skipped: this counts as passed")
     assert says["crash"][0] == "SystemExit: 0 (ex10b_x.py, line 2)"

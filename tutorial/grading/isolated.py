@@ -21,7 +21,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -162,9 +161,9 @@ def describe(error, path):
 class Student:
     """A file's functions, as if it had been imported; every call is a question to its process."""
 
-    def __init__(self, connection, process, seconds):
-        self._connection, self._process, self._seconds = connection, process, seconds
-        self._deadline = time.monotonic() + seconds                # for all calls of a test together
+    def __init__(self, connection, seconds, late):
+        self._connection, self._seconds = connection, seconds      # seconds: for all calls of a test together
+        self._late = late                                          # threading.Event: the line was cut, not closed
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -184,7 +183,7 @@ class Student:
             self._connection.send_bytes(json.dumps(request).encode())
             reply = json.loads(self._connection.recv_bytes(LONGEST))        # `opened` cuts the line when the time is over
         except (EOFError, OSError, ValueError, RecursionError):
-            if time.monotonic() > self._deadline:
+            if self._late.is_set():
                 raise AssertionError(f"no answer within {self._seconds:g} s: an endless loop?") from None
             raise AssertionError("the process ended before it answered: a crash, an exit or too much memory") from None
         if "error" in reply:
@@ -222,16 +221,18 @@ def opened(path, seconds, megabytes, command=None):
     start = elsewhere if command else forked
     ours, process, stop = start(path, seconds, megabytes, command)
     line = socket.socket(fileno=os.dup(ours.fileno()))
+    late = threading.Event()
 
     def cut():
         """End any waiting, also for the second half of an answer, whoever still holds the other end."""
+        late.set()                                                 # first: whoever wakes up asks for it
         with suppress(OSError):
             line.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)
     timer.start()
     try:
-        yield Student(ours, process, seconds)
+        yield Student(ours, seconds, late)
     finally:
         timer.cancel()
         line.close()
