@@ -43,7 +43,7 @@ MODELS = ("base", "sft", "dpo", "mdpo")
 # mdpo and sft, and 1e-5, 2e-5 and 5e-5 for dpo. Without the penalty DPO drives the log-probs of *both*
 # answers down, the faster the higher its rate: at 5e-5 it names fewer objects than the base.
 PRESETS = {
-    "demo": {"world": "", "clip": "", "llava": "", "generate": "--max-new-tokens 80", "train": "--epochs 7",
+    "demo": {"world": "", "clip": "", "llava": "", "generate": "--max-new-tokens 80", "train": "--epochs 6",
              "sft": "--lr 2e-3", "dpo": "--lr 5e-5", "mdpo": "--lr 1e-3", "evaluate": ""},
     "tiny": {"world": "--train 48 --closeups 24 --finetune 8 --preference 16 --captions 8 --dialogues 6",
              "clip": "--clip-steps 4 --batch 8", "llava": "--steps 4 --careless-steps 2 --batch 8",

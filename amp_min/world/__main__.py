@@ -48,9 +48,9 @@ class Settings:
     preference: int = arg(600, "preference prompts (the paper: 11k)", min=1)
     captions: int = arg(200, "scenes to describe in each benchmark folder", min=1)
     dialogues: int = arg(105, "multi-round dialogues in each benchmark folder (MRHal-Bench: 105)", min=1)
-    phantom_share: float = arg(0.8, "careless texts that mention an object which is not there", min=0, max=1)
-    usual_color_share: float = arg(0.15, "objects in careless texts given their usual color", min=0, max=1)
-    yes_share: float = arg(0.7, "share of yes among the careless texts' existence questions", min=0, max=1)
+    phantom_share: float = arg(0.8, "chance, twice in each careless text, of an object which is not there", min=0, max=1)
+    usual_color_share: float = arg(0.25, "objects in careless texts given their usual color", min=0, max=1)
+    yes_share: float = arg(0.62, "share of yes among the careless texts' existence questions", min=0, max=1)
     resume: bool = arg(False, "do nothing when the folder is complete")
     seed: int = arg(0, "same seed, same bytes")
 

@@ -4,9 +4,10 @@ It stands where the paper has GPT-4: it scores answers, and it is never used to 
 one experiment, as a labelled upper bound). It reads text with regular expressions over a closed vocabulary,
 so it shares no code, and no mistake, with the auto-check, which reads text with a parser and an encoder.
 
-Two conventions, both as a reader would take the words. A relation is true when it holds on its own axis: a
+Three conventions, all as a reader would take the words. A relation is true when it holds on its own axis: a
 tree that is further left and further down is both "to the left of" and "below". "A car" says that there is
-one at least, not how many, so it is true of three cars; only "one", "two", … count.
+one at least, not how many, so it is true of three cars; only "one", "two", … count. And "a car on the left"
+is true of them when one of the three is there, while "cars on the left" speaks of all of them.
 """
 
 import re
@@ -30,13 +31,13 @@ AXIS = {"to the left of": (1, -1), "to the right of": (1, 1), "above": (0, -1), 
 RELATED = re.compile(rf" (?:is |are )?(?P<relation>{'|'.join(AXIS)}) the (?P<other>{_KIND})s?\b", re.I)
 # What a claim is about, by its field, as the figures are broken down; every other field is a relation.
 ABOUT = {"exists": "objects", "absent": "objects", "number": "numbers", "size": "sizes", "color": "colors",
-         "place": "places"}
+         "place": "places", "place of one": "places"}
 
 
 class Claim(NamedTuple):
     """One checkable statement: text[start:end] says that `kind` has `field` = `value`."""
     kind: str
-    field: str          # exists, absent, number, size, color, place, or a relation's name
+    field: str          # exists, absent, number, size, color, place, place of one, or a relation's name
     value: object       # True, a number, a word, or the other kind
     start: int
     end: int
@@ -63,7 +64,8 @@ def claims(text):
             word = adjective[0].lower()
             found.append(Claim(kind, "size" if word in SIZES else "color", word, *adjective.span()))
         if at := AT.match(text, end):
-            found.append(Claim(kind, "place", at["place"].lower(), *at.span("place")))
+            whose = "place of one" if number in ("a", "an", "one") else "place"
+            found.append(Claim(kind, whose, at["place"].lower(), *at.span("place")))
         if looks := LOOKS.match(text, end):
             word = looks["value"].lower()
             found.append(Claim(kind, "size" if word in SIZES else "color", word, *looks.span("value")))
@@ -87,7 +89,9 @@ def is_true(claim, scene):
     if claim.field in ("size", "color"):
         return group[claim.field] == claim.value
     if claim.field == "place":
-        return place(group) == claim.value
+        return claim.value == place(group)
+    if claim.field == "place of one":
+        return claim.value in {place(group), *(PLACES[row][column] for row, column in group["cells"])}
     other = groups.get(claim.value)
     return None if other is None or other is group else related(group, claim.field, other)
 

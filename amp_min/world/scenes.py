@@ -59,11 +59,13 @@ def scenes(split, n, seed):
 
 
 def careless_view(scene, phantom_share, usual_color_share, rng):
-    """What a careless annotator believes to see: maybe one object too many (it fits the theme), colors as
-    usual."""
+    """What a careless annotator believes to see: maybe one or two objects too many (they fit the theme), colors
+    as usual."""
     groups = [dict(g, color=USUAL_COLOR[g["kind"]]) if rng.random() < usual_color_share else g for g in scene["groups"]]
-    absent = [kind for kind in THEMES[scene["theme"]] if kind not in {g["kind"] for g in groups}]
-    if absent and rng.random() < phantom_share:
+    for _ in range(2):
+        absent = [kind for kind in THEMES[scene["theme"]] if kind not in {g["kind"] for g in groups}]
+        if not absent or rng.random() >= phantom_share:
+            continue
         taken = [cell for g in groups for cell in g["cells"]]
         cell = rng.choice([[r, c] for r in range(3) for c in range(3) if [r, c] not in taken] or [[1, 1]])
         kind = rng.choice(absent)
