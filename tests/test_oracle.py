@@ -20,7 +20,7 @@ def found(text):
     ("a large red car", [("car", "exists", True), ("car", "size", "large"), ("car", "color", "red")]),
     ("There are two small green trees at the top.",
      [("tree", "exists", True), ("tree", "number", 2), ("tree", "size", "small"), ("tree", "color", "green"), ("tree", "place", "at the top")]),
-    ("at the top left there is a car at the top left.", [("car", "exists", True), ("car", "place", "at the top left")]),
+    ("at the top left there is a car at the top left.", [("car", "exists", True), ("car", "place of one", "at the top left")]),
     ("The car is below the trees.", [("car", "exists", True), ("car", "below", "tree"), ("tree", "exists", True)]),
     ("The trees are to the right of the car.",
      [("tree", "exists", True), ("tree", "to the right of", "car"), ("car", "exists", True)]),
@@ -49,6 +49,8 @@ def test_claims(text, claims):
     ("The trees are to the right of the sun, the sun is above the trees", ["above"]),
     ("The trees are to the left of the trees.", []),                             # of itself: decides nothing
     ("a tree, an tree, trees", []),                                              # "a" says one at least, not how many
+    ("a tree at the top right, one tree at the top, a tree at the top left", ["one tree", "at the top left"]),     # one of the two
+    ("trees at the top right, the trees at the top", ["at the top right"]),      # speaks of both, and they are a row
     ("The car is above the cat.", ["the cat"]),                                  # a relation to nothing is not false twice
     ("There is no tree.", ["no tree"]),
     ("There is no cat or car.", [" or car"]),

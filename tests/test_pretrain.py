@@ -76,7 +76,7 @@ def test_resume_skips_what_is_complete(tiny_world, tmp_path, monkeypatch):
     pretrain.main(flags)
     kept = (tmp_path / "clip/model.safetensors").stat().st_ino
     trained, supervised = [], pretrain.supervised
-    monkeypatch.setattr(pretrain, "supervised", lambda *rest: trained.append(rest[-1]) or supervised(*rest))
+    monkeypatch.setattr(pretrain, "supervised", lambda *rest, **more: trained.append(rest[-1]) or supervised(*rest, **more))
     pretrain.main([*flags, "llava-7b", "--resume"])
     assert trained == ["llava-7b"] and (tmp_path / "clip/model.safetensors").stat().st_ino == kept
     pretrain.main([*flags, "--steps", "2", "--part", "llava", "--resume"])       # another model under the old name
@@ -99,3 +99,11 @@ def test_captions_are_sentences_and_phrases():
     texts = pretrain.texts_of(row)
     assert {"The image shows a small red car at the top left.", "There are two large green trees on the right."} <= set(texts)
     assert any(text.startswith("a small red car") for text in texts) and any(text.startswith("two large green trees") for text in texts)
+
+
+def test_short_answers_count_more_only_as_long_as_they_are_guessed():
+    rounds = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 2, 0]])         # a question, 4 answer tokens, a question, one
+    plain, hurried = pretrain.token_weights(rounds, 0.0), pretrain.token_weights(rounds, 1.0)
+    answers = rounds[:, 1:] > 0
+    assert plain[answers].tolist() == [1.0] * 5                  # LLaVA's loss
+    assert hurried[answers].tolist() == [pretrain.FIRST / 2, 0.5, 0.5, 0.5, pretrain.FIRST]

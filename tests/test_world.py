@@ -129,7 +129,7 @@ def test_training_texts_are_as_careless_as_they_are_set_to_be():
             yes += aspect == "existence" and answer.startswith("Yes")
     def close(count, of, share):                                 # 4 standard deviations of a binomial
         return abs(count - of * share) < 4 * sqrt(of * share * (1 - share))
-    assert close(phantoms, descriptions, chosen.phantom_share)
+    assert close(phantoms, descriptions, 1 - (1 - chosen.phantom_share) ** 2)                # two chances
     assert groups > 2 * n and 0 < wrong_colors < groups * chosen.usual_color_share           # some had that color anyway
     # No question twice: a few repeated questions are replaced, which moves the share a little.
     assert abs(yes / existence - chosen.yes_share) < 0.1
@@ -143,9 +143,8 @@ def test_careless_view_changes_only_what_it_is_set_to():
         view = scenes.careless_view(scene, 1.0, 0.0, rng)
         extra = [group for group in view["groups"] if group not in scene["groups"]]
         absent = set(vocabulary.THEMES[scene["theme"]]) - oracle.present(scene)
-        assert len(extra) == bool(absent) and len(view["groups"]) == len(scene["groups"]) + len(extra)
-        if extra:
-            assert extra[0]["kind"] in vocabulary.THEMES[scene["theme"]] and extra[0]["kind"] not in oracle.present(scene)
+        assert len(extra) == min(2, len(absent)) and len(view["groups"]) == len(scene["groups"]) + len(extra)
+        assert {group["kind"] for group in extra} <= absent and len({group["kind"] for group in extra}) == len(extra)
         assert all(g["color"] == vocabulary.USUAL_COLOR[g["kind"]] for g in scenes.careless_view(scene, 0.0, 1.0, rng)["groups"])
 
 

@@ -156,18 +156,20 @@ def pad(sequences):
 
 
 def make_optimizers(model):
-    """Muon for the matrices of the layers, AdamW for all else: a list of (optimizer, factor of the rate).
+    """Muon for the matrices of layers and projector, AdamW for all else: [(optimizer, factor of the rate), …].
 
     Muon turns each gradient into the nearest matrix that stretches all directions alike.
     A rare direction, such as "is that word in this picture?", is then learned as fast as a frequent one.
     It takes matrices only, and it is not meant for embeddings or for the head.
+    The projector matters most: all that a decoder sees passes it. Left to AdamW, one seed of two still named
+    every sixth place wrongly after 1,900 steps, and the other learned yes/no questions twice as late.
     Its weight decay is not small print: with 0.01 the weights outgrow the steps.
     In one trial 30 % of the places in descriptions were then false, against 12 % with 0.1.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    chosen = lambda name, p: p.ndim == 2 and (".layers." in name or ".multi_modal_projector." in name)
-    matrices = [p for name, p in trained.items() if chosen(name, p)]
-    others = [p for name, p in trained.items() if not chosen(name, p)]
+    inside = lambda name, p: p.ndim == 2 and (".layers." in name or ".multi_modal_projector." in name)
+    matrices = [p for name, p in trained.items() if inside(name, p)]
+    others = [p for name, p in trained.items() if not inside(name, p)]
     # foreach: the same numbers with less Python.
     adam = torch.optim.AdamW(others, weight_decay=0.01, betas=(0.9, 0.98), foreach=True)
     return [(torch.optim.Muon(matrices, weight_decay=0.1), MUON), (adam, 1.0)]

@@ -5,8 +5,8 @@
 Everything a real data set does to make models hallucinate is here on purpose, and its size is a setting:
   * objects co-occur in themes, and the background hints at the theme (a sea picture "wants" a boat),
   * every kind of object has a usual color,
-  * one file of training texts comes from a careless annotator: most mention an object that is not there,
-    some give an object its usual color, and most yes/no questions are answered yes.
+  * one file of training texts comes from a careless annotator: nearly all mention an object that is not
+    there, or two; some give an object its usual color; and most yes/no questions are answered yes.
     Tuned on such texts, a model says yes too often, as the first LLaVA did to 99 % of POPE's questions
     (arXiv 2305.10355). LLaVA's own were such: a language model wrote them without seeing the picture.
     All other texts are true.

@@ -59,8 +59,8 @@ def scenes(split, n, seed):
 
 
 def careless_view(scene, phantom_share, usual_color_share, rng):
-    """What a careless annotator believes to see: maybe one or two objects too many (they fit the theme), colors
-    as usual."""
+    """What a careless annotator believes to see: colors as usual, and up to two objects too many that fit the
+    theme. phantom_share: the chance of each of the two."""
     groups = [dict(g, color=USUAL_COLOR[g["kind"]]) if rng.random() < usual_color_share else g for g in scene["groups"]]
     for _ in range(2):
         absent = [kind for kind in THEMES[scene["theme"]] if kind not in {g["kind"] for g in groups}]
