@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
@@ -19,10 +19,6 @@ from amp_min import demo, metrics, records
 from amp_min.experiments import intervals
 from amp_min.support import storage
 from amp_min.world import oracle
-
-# What a claim can be about; a relation's field is its own name ("above").
-KINDS = {"exists": "objects", "absent": "objects", "number": "numbers", "size": "sizes", "color": "colors",
-         "place": "places"}
 
 
 def do(typed, path, data):
@@ -106,15 +102,12 @@ def counts(benchmark, how, answers, row):
 def description(text, scene):
     said, shown, words = oracle.mentioned(text), oracle.present(scene), text.lower().split()
     fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    decided, false = Counter(), Counter()
-    for one in oracle.claims(text):
-        truth, kind = oracle.is_true(one, scene), KINDS.get(one.field, "relations")
-        decided[kind] += truth is not None  # None: about something that is not there, counted already
-        false[kind] += truth is False
-    return [("false_claims", false.total(), decided.total()), ("chair_i", len(said - shown), len(said)),
+    tally = oracle.tally(text, scene)           # about -> [false, decided]
+    false, decided = (sum(count[i] for count in tally.values()) for i in (0, 1))
+    return [("false_claims", false, decided), ("chair_i", len(said - shown), len(said)),
             ("coverage", len(said & shown), len(shown)), ("words", len(words), 1),
             ("repeated", len(fours) - len(set(fours)), len(fours)),  # share of 4-word runs said before
-            *((f"false_{kind}", false[kind], decided[kind]) for kind in {*KINDS.values(), "relations"})]
+            *((f"false_{about}", *count) for about, count in tally.items())]
 
 
 def stack(sums):
